@@ -1,0 +1,41 @@
+# make demo    install into .venv, train an I-JEPA on the built-in sample, print what it learned
+# make test    install into .venv, then lint, types and tests
+# make check   lint and types only
+# make bench   the benchmarks, each printing one table
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+RUN := runs/demo
+
+.PHONY: demo test check bench format
+demo: $(VENV)/.installed
+	$(BIN)/jepa train demo --run $(RUN)
+	$(BIN)/jepa evaluate $(RUN)
+
+test: check
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.installed-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+bench: $(VENV)/.installed
+	$(BIN)/python benchmarks/masks.py
+	$(BIN)/python benchmarks/throughput.py
+
+format: $(VENV)/.installed-dev
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[dev]'
+	touch $@ $(VENV)/.installed

@@ -1,0 +1,167 @@
+"""The `jepa` command: one short function for every sub-command, heavy imports inside it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import tyro
+
+from jepa import __version__
+from jepa.config import Config, InputError, read_config, suggest
+from jepa.recipes import RECIPES, facts, recipe
+
+__all__ = ["main"]
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train an experiment: a recipe, changed by any of its settings."""
+
+    recipe: tyro.conf.Positional[str] = "demo"
+    """Name of a recipe ('jepa recipes' lists them); it comes first."""
+    config: Path | None = None
+    """Take the settings from this JSON file (a run's config.json, say) instead of a recipe."""
+    run: Path | None = None
+    """Folder to train into; runs/NAME by default."""
+    resume: bool = False
+    """Go on with the run in that folder, from its last checkpoint."""
+    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+
+
+def train(arguments: list[str]) -> int:
+    """Train an experiment into a run folder: jepa train [RECIPE] [--data SOURCE] [--steps N] [--resume] [--help]."""
+    arguments = [_spell_out(argument) for argument in arguments]
+    first = _first_pass(arguments)
+    given = tyro.cli(TrainArguments, args=arguments, prog="jepa train", default=first)
+    if given.recipe != first.recipe:
+        raise InputError(f"the recipe '{given.recipe}' must come first: jepa train {given.recipe} ...")
+    config = given.settings
+    path = given.run or Path("runs") / config.name
+    if not given.resume:
+        _refuse_existing(path)
+
+    from jepa.train import Interrupted
+    from jepa.train import train as train_run
+
+    try:
+        train_run(config, path, given.resume)
+    except Interrupted as stop:
+        print(f"jepa: {stop}", file=sys.stderr)
+        return 128 + stop.signum
+    print(f"trained into {path}; judge it with: jepa evaluate {path}")
+    return 0
+
+
+def _spell_out(argument: str) -> str:
+    """Turn `--data X` into `--data.source X`."""
+    name, equals, value = argument.partition("=")
+    return f"--data.source{equals}{value}" if name == "--data" else argument
+
+
+def _first_pass(arguments: Sequence[str]) -> TrainArguments:
+    """Find the config that the flags then change: the recipe's, a file's, or that of the run to resume."""
+    name = arguments[0] if arguments and not arguments[0].startswith("-") else None
+    file, run = _value_of("--config", arguments), _value_of("--run", arguments)
+    if name is not None and file is not None:
+        raise InputError(f"both the recipe '{name}' and --config {file} are given; leave one out")
+    config = read_config(file) if file is not None else recipe(name or "demo")
+    saved = Path(run or Path("runs") / config.name) / "config.json"
+    if "--resume" in arguments and file is None and saved.is_file():
+        config = read_config(saved)
+    return TrainArguments(name or "demo", Path(file) if file else None, None, False, config)
+
+
+def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
+    """Read the value of a flag, given as `--flag value` or `--flag=value`."""
+    for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
+        if argument == flag:
+            return following
+        if argument.startswith(flag + "="):
+            return argument.partition("=")[2]
+    return None
+
+
+def _refuse_existing(path: Path) -> None:
+    if (path / "config.json").is_file():
+        raise InputError(
+            f"the run {path} exists already: 'jepa evaluate {path}' shows what it learned, '--resume' continues it, "
+            f"'--run DIR' trains into another folder, and 'rm -r {path}' makes room for a new one"
+        )
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise InputError(f"{path} exists and is not a run folder; choose another with --run DIR")
+
+
+def evaluate(arguments: list[str]) -> int:
+    """Judge a run and print the table: jepa evaluate RUN [--data SOURCE] [--json]."""
+
+    def command(run: tyro.conf.Positional[Path], data: str | None = None, json: bool = False) -> int:
+        """Judge the frozen encoders of a run beside the same encoder untrained and raw pixels.
+
+        Args:
+            run: The run folder.
+            data: Judge on this source instead of the one it was trained on.
+            json: Print evaluation.json, which is written either way, and nothing else on standard output.
+        """
+        from jepa.evaluate import evaluate as evaluate_run
+        from jepa.evaluate import report
+
+        result = evaluate_run(run, data)
+        print((run / "evaluation.json").read_text().rstrip() if json else report(result, run))
+        return 0
+
+    return tyro.cli(command, args=arguments, prog="jepa evaluate")
+
+
+def recipes(arguments: list[str]) -> int:
+    """List the recipes with command, time and measured result: jepa recipes."""
+
+    def command() -> int:
+        """List the recipes with their command, time and measured result."""
+        for name, make in RECIPES.items():
+            print(f"{name}\n    {facts(make)['what']}")
+            for key, value in facts(make).items():
+                if key != "what":
+                    print(f"    {key + ':':<9} {value}")
+            print()
+        return 0
+
+    return tyro.cli(command, args=arguments, prog="jepa recipes")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "recipes": recipes}
+
+
+def _help() -> str:
+    lines = ["usage: jepa COMMAND ...", "", "Train and judge Joint-Embedding Predictive Architectures on images.", ""]
+    for name, command in COMMANDS.items():
+        what, _, usage = (inspect.getdoc(command) or "").partition(": ")
+        lines += [f"  {name:<10} {what}", f"  {'':<10} {usage.rstrip('.')}", ""]
+    return "\n".join([*lines, "'jepa COMMAND --help' explains a command and its settings."])
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run a sub-command; what the user gave wrongly ends in one sentence and exit code 2."""
+    command, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    try:
+        if command in ("-h", "--help"):
+            print(_help())
+            code = 0
+        elif command == "--version":
+            print(f"image-jepa {__version__}")
+            code = 0
+        elif command not in COMMANDS:
+            raise InputError(f"there is no command '{command}'{suggest(command, COMMANDS)} ({', '.join(COMMANDS)})")
+        else:
+            code = COMMANDS[command](rest)
+    except InputError as error:
+        print(f"jepa: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("jepa: interrupted", file=sys.stderr)
+        code = 130
+    sys.exit(code)

@@ -1,0 +1,391 @@
+"""The page of knobs: every setting of every part, as frozen dataclasses that go to JSON and back.
+
+The docstring under a field is its help on the command line. Nothing here imports torch, so `--help` is quick.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import math
+import types
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass, field, fields, is_dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+__all__ = [
+    "BackboneConfig",
+    "Config",
+    "CropConfig",
+    "DataConfig",
+    "IJepaConfig",
+    "InputError",
+    "MaskConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "ViTConfig",
+    "flat",
+    "from_dict",
+    "parse_width",
+    "read_config",
+    "suggest",
+    "to_dict",
+]
+
+
+class InputError(ValueError):
+    """Something the user gave cannot be used; the message is one sentence that says what, and how to mend it."""
+
+
+def require(condition: bool, message: str) -> None:
+    """Raise `InputError(message)` unless the condition holds."""
+    if not condition:
+        raise InputError(message)
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """Return `; did you mean …?` for a mistyped word, or nothing where no known word is near."""
+    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
+    return f"; did you mean '{near[0]}'?" if near else ""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Which images, and the form in which the encoder gets them."""
+
+    source: str = "sample"
+    """Where the images are: 'sample' (10,000 Fashion-MNIST images inside the package), or a parquet file, folder or
+    glob in the layout of the Hugging Face hub."""
+    image_size: int | tuple[int, int] = 32
+    """Side of the images that the encoder sees in pixels, or height and width."""
+    canvas: int | None = None
+    """Bring the shorter side of every image to this many pixels and cut the centre square while decoding. Needed
+    where the images are not all of one size; None keeps them as they are."""
+    channels: Literal[1, 3] = 3
+    """Grey (1) or RGB (3)."""
+    mean: tuple[float, ...] | None = None
+    """Mean of each channel, of values in 0 to 1; measured on the training images where not given."""
+    std: tuple[float, ...] | None = None
+    """Standard deviation of each channel; measured where not given."""
+    holdout: float = 0.02
+    """Share of the training images kept out of training, for the online evaluation."""
+    memory_gb: float = 4.0
+    """Images are held decoded in memory up to this size, and decoded again in every epoch above it."""
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width in pixels."""
+        return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
+
+    def __post_init__(self) -> None:
+        require(min(self.size) >= 1, f"data.image_size is {self.image_size}; it takes a number of pixels from 1")
+        require(0 <= self.holdout < 0.5, f"data.holdout is {self.holdout}; it takes a share from 0 to below 0.5")
+        for name, values in (("mean", self.mean), ("std", self.std)):
+            given = values is None or len(values) == self.channels
+            require(
+                given, f"data.{name} has {len(values or ())} values; it takes {self.channels}, one for each channel"
+            )
+
+
+VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
+    "tiny": (192, 12, 3, 4.0),
+    "small": (384, 12, 6, 4.0),
+    "base": (768, 12, 12, 4.0),
+    "large": (1024, 24, 16, 4.0),
+    "huge": (1280, 32, 16, 4.0),
+    "giant": (1408, 40, 16, 48 / 11),
+}
+"""Named sizes: width, depth, heads, MLP ratio (Dosovitskiy et al. 2021; giant: Zhai et al. 2022)."""
+
+
+def parse_width(text: str, where: str) -> tuple[int, int, int]:
+    """Read `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of 64 (of 32 where 64 does not divide DIM)."""
+    parts = text.lower().split("x")
+    accepted = "it takes DIMxDEPTH or DIMxDEPTHxHEADS, such as 192x6 or 192x6x3"
+    is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
+    require(is_shape, f"{where} is '{text}'; {accepted}")
+    dim, depth = int(parts[0]), int(parts[1])
+    heads = int(parts[2]) if len(parts) == 3 else max(1, dim // (64 if dim % 64 == 0 else 32))
+    require(dim % heads == 0, f"{where} is '{text}', but {heads} heads do not divide {dim}; choose another HEADS")
+    require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4 for sin-cos positions")
+    return dim, depth, heads
+
+
+@dataclass(frozen=True)
+class ViTConfig:
+    """A Vision Transformer (Dosovitskiy et al. 2021) with fixed sin-cos positions and no class token."""
+
+    kind: ClassVar[str] = "vit"
+
+    size: str = "small"
+    """tiny, small, base, large, huge, giant, or free dimensions DIMxDEPTH[xHEADS], such as 192x6x3."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    stem: Literal["linear", "conv", "patch-conv"] = "linear"
+    """How a patch becomes a token: linear (the paper); conv, strided 3x3 convolutions that look across patch borders;
+    or patch-conv, a few convolutions that stay inside the patch."""
+
+    def __post_init__(self) -> None:
+        require(self.patch >= 1, f"backbone.patch is {self.patch}; it takes a number of pixels from 1")
+        if self.size not in VIT_SIZES:
+            named = self.size.isalpha()
+            hint = suggest(self.size, VIT_SIZES)
+            known = f"backbone.size is '{self.size}', which is none of {', '.join(VIT_SIZES)}{hint}"
+            require(not named, known)
+            parse_width(self.size, "backbone.size")
+        powers = self.patch & (self.patch - 1) == 0 and self.patch >= 2
+        fits = self.stem == "linear" or powers
+        require(fits, f"backbone.stem '{self.stem}' needs a patch that is a power of 2; backbone.patch is {self.patch}")
+
+    @property
+    def dimensions(self) -> tuple[int, int, int, float]:
+        """Width, depth, heads, MLP ratio."""
+        return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
+
+
+@dataclass(frozen=True)
+class CropConfig:
+    """What part of an image the objective sees."""
+
+    kind: Literal["full", "centre", "random"] = "random"
+    """The full image, its centre square, or a random-resized crop."""
+    scale: tuple[float, float] = (0.3, 1.0)
+    """Share of the image's area that a random crop takes."""
+    aspect: tuple[float, float] = (0.75, 4 / 3)
+    """Width over height of a random crop."""
+    flip: bool = False
+    """Mirror half of the images."""
+
+    def __post_init__(self) -> None:
+        low, high = self.scale
+        require(0 < low <= high <= 1, f"crop.scale is {self.scale}; it takes two shares, 0 < low <= high <= 1")
+        require(0 < self.aspect[0] <= self.aspect[1], f"crop.aspect is {self.aspect}; it takes two ratios, low <= high")
+
+
+@dataclass(frozen=True)
+class MaskConfig:
+    """Which tokens are context and which are targets."""
+
+    strategy: Literal["multiblock", "block", "random", "rasterized"] = "multiblock"
+    """multiblock: several target blocks and a large context block less the targets (the paper); block: one target
+    block; random: scattered target tokens; rasterized: one quadrant predicts the other three. The last three take
+    everything but the targets as context."""
+    targets: int = 4
+    """Number of target blocks of an image (multiblock)."""
+    target_scale: tuple[float, float] = (0.15, 0.2)
+    """Share of the tokens that a target takes."""
+    target_aspect: tuple[float, float] = (0.75, 1.5)
+    """Height over width of a target block."""
+    context_scale: tuple[float, float] = (0.85, 1.0)
+    """Share of the tokens that the context block takes, before the targets are cut out (multiblock)."""
+    context_limit: float = 1.0
+    """Keep at most this share of all tokens as context, thinned at random: less is faster."""
+    min_context: int = 4
+    """Tokens that are left to the context whatever the targets are; a target that would take them is dropped."""
+    shared: bool = False
+    """One mask for the whole batch instead of one for every image."""
+
+    def __post_init__(self) -> None:
+        for name in ("target_scale", "context_scale"):
+            low, high = getattr(self, name)
+            require(0 < low <= high <= 1, f"masks.{name} is ({low}, {high}); it takes shares with 0 < low <= high <= 1")
+        low, high = self.target_aspect
+        require(0 < low <= high, f"masks.target_aspect is ({low}, {high}); it takes two ratios with 0 < low <= high")
+        require(self.targets >= 1, f"masks.targets is {self.targets}; it takes a number from 1")
+        require(self.min_context >= 1, f"masks.min_context is {self.min_context}; it takes a number from 1")
+        require(0 < self.context_limit <= 1, f"masks.context_limit is {self.context_limit}; it takes a share above 0")
+
+
+@dataclass(frozen=True)
+class IJepaConfig:
+    """I-JEPA (Assran et al. 2023): predict the representations of target blocks from one context block."""
+
+    kind: ClassVar[str] = "ijepa"
+
+    predictor: str = "384x6"
+    """Width, depth and heads of the predictor: DIMxDEPTH[xHEADS]."""
+    loss: Literal["smooth_l1", "l2"] = "l2"
+    """Distance between predicted and target tokens: l2 (the paper) or smooth_l1 (its published code)."""
+    variance: float = 0.0
+    """Weight of the variance term on the averaged context tokens; keeps small runs from collapsing."""
+    covariance: float = 0.0
+    """Weight of the covariance term on the averaged context tokens."""
+    ema_half_life: float = 173.0
+    """Steps after which the target encoder has moved half way to the context encoder, at the start of the run
+    (173 is a momentum of 0.996)."""
+    ema_half_life_end: float = 1e9
+    """The same at the end of the run (1e9 is a momentum of 1); the momentum goes from one to the other linearly."""
+    crop: CropConfig = field(default_factory=CropConfig)
+    masks: MaskConfig = field(default_factory=MaskConfig)
+
+    def __post_init__(self) -> None:
+        parse_width(self.predictor, "objective.predictor")
+        for name in ("variance", "covariance"):
+            value = getattr(self, name)
+            require(value >= 0, f"objective.{name} is {value}; a weight is 0 or more")
+        for name in ("ema_half_life", "ema_half_life_end"):
+            value = getattr(self, name)
+            require(value > 0, f"objective.{name} is {value}; it takes a number of steps above 0")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """AdamW, and its schedules in steps."""
+
+    lr: float = 1e-3
+    """Highest learning rate, reached at the end of the warm-up."""
+    lr_start: float = 1e-4
+    """Learning rate at the first step."""
+    lr_end: float = 1e-6
+    """Learning rate at the last step (cosine)."""
+    warmup: int = 100
+    """Steps of linear warm-up; at most a quarter of the run."""
+    weight_decay: float = 0.04
+    """Weight decay at the first step; biases, norms and the mask token have none."""
+    weight_decay_end: float = 0.4
+    """Weight decay at the last step (cosine)."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """AdamW's decay rates of the two moments."""
+    clip: float | None = None
+    """Largest gradient norm; None does not clip."""
+
+    def __post_init__(self) -> None:
+        for name in ("lr", "lr_start", "lr_end", "warmup", "weight_decay", "weight_decay_end"):
+            value = getattr(self, name)
+            require(value >= 0 and math.isfinite(value), f"optim.{name} is {value}; it takes a number from 0")
+        require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
+
+
+BackboneConfig = ViTConfig
+ObjectiveConfig = IJepaConfig
+KINDS: dict[str, dict[str, type]] = {"backbone": {"vit": ViTConfig}, "objective": {"ijepa": IJepaConfig}}
+"""What the `kind` of a part may be, in JSON: add a backbone's or an objective's config here."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """One experiment."""
+
+    name: str = "demo"
+    """Name of the experiment; the run lies in runs/NAME unless --run says otherwise."""
+    steps: int = 1000
+    """Optimiser steps."""
+    batch_size: int = 128
+    """Images in a step, over all processes and accumulated parts."""
+    accumulate: int = 1
+    """Parts that a process cuts its share of the batch into, one after the other, to save memory."""
+    seed: int = 0
+    """Everything random follows from it."""
+    device: str = "auto"
+    """cpu, cuda, cuda:1, mps; auto takes a GPU where there is one."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto is fp32 on the CPU and bf16 on CUDA."""
+    compile: bool = False
+    """Compile the objective with torch.compile: slower to start, faster to run."""
+    log_every: int = 20
+    """Steps between two lines of metrics.jsonl."""
+    eval_every: int = 500
+    """Steps between two online evaluations; 0 makes none."""
+    save_every: int = 500
+    """Steps between two checkpoints; the last step is always saved."""
+    data: DataConfig = field(default_factory=DataConfig)
+    backbone: BackboneConfig = field(default_factory=ViTConfig)
+    objective: ObjectiveConfig = field(default_factory=IJepaConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
+            value = getattr(self, name)
+            require(value >= 1, f"{name} is {value}; it takes a whole number from 1")
+        require(self.eval_every >= 0, f"eval_every is {self.eval_every}; it takes a whole number from 0")
+        divides = self.batch_size % self.accumulate == 0
+        require(divides, f"accumulate is {self.accumulate}, which does not divide the batch_size {self.batch_size}")
+        height, width = self.data.size
+        patch = self.backbone.patch
+        fits = height % patch == 0 and width % patch == 0
+        nearest = max(patch, round(height / patch) * patch)
+        require(
+            fits,
+            f"backbone.patch is {patch}, which does not divide the image of {height}x{width} pixels; "
+            f"choose another patch, or --data.image-size {nearest}",
+        )
+
+
+def to_dict(config: Any) -> Any:
+    """Turn a config into plain JSON values; parts that have alternatives carry their `kind`."""
+    if not is_dataclass(config):
+        return list(config) if isinstance(config, tuple) else config
+    kind = {"kind": config.kind} if hasattr(config, "kind") and "kind" not in {f.name for f in fields(config)} else {}
+    # a crop's kind is a field of its own, a backbone's is the class
+    return kind | {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
+
+
+def flat(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Turn a config into one level, `{"data.source": "sample", …}`: the names are those of the command line."""
+    result: dict[str, Any] = {}
+    for name, value in to_dict(config).items() if prefix == "" else config.items():
+        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
+    return result
+
+
+def from_dict(cls: type, values: Any, where: str = "config") -> Any:
+    """Build a config from JSON values; missing settings take their defaults.
+
+    Raises `InputError` naming the setting that is unknown or of the wrong type.
+    """
+    require(isinstance(values, dict), f"{where} is {values!r}; it takes an object of settings")
+    values = dict(values)
+    hints = typing.get_type_hints(cls)
+    if hasattr(cls, "kind") and "kind" not in {f.name for f in fields(cls)}:
+        values.pop("kind", None)
+    known = {f.name for f in fields(cls)}
+    for name in values:
+        require(name in known, f"{where} has no setting '{name}'{suggest(name, known)}")
+    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
+
+
+def _value(hint: Any, value: Any, where: str) -> Any:
+    """Turn one JSON value into the type that a field declares."""
+    part = where.split(".")[-1]
+    if part in KINDS and isinstance(value, dict):
+        kind = value.get("kind", next(iter(KINDS[part])))
+        known = KINDS[part]
+        require(kind in known, f"{where}.kind is '{kind}'; it takes {', '.join(known)}{suggest(str(kind), known)}")
+        return from_dict(known[kind], value, where)
+    if is_dataclass(hint):
+        return from_dict(typing.cast(type, hint), value, where)
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (typing.Union, types.UnionType):
+        for alternative in arguments:
+            try:
+                return _value(alternative, value, where)
+            except InputError:
+                continue
+    elif origin is tuple and isinstance(value, list | tuple):
+        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
+        if len(inner) == len(value):
+            return tuple(_value(item_hint, item, where) for item_hint, item in zip(inner, value, strict=True))
+    elif origin is Literal and value in arguments:
+        return value
+    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    elif hint is type(None) and value is None:
+        return None
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    accepted = ", ".join(map(str, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
+    raise InputError(f"{where} is {value!r}; it takes {accepted}")
+
+
+def read_config(path: str | Path) -> Config:
+    """Read a config from a JSON file."""
+    try:
+        values = json.loads(Path(path).read_text())
+    except OSError as error:
+        raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
+    except ValueError as error:
+        raise InputError(f"the config {path} is not JSON: {error}") from error
+    config: Config = from_dict(Config, values)
+    return config

@@ -1,0 +1,105 @@
+"""Several processes under torchrun: start-up, wrapping and reductions that gradients flow through."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+
+import torch
+import torch.distributed as dist
+import torch.distributed.nn
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from jepa.config import InputError
+
+__all__ = [
+    "all_sum",
+    "any_true",
+    "barrier",
+    "is_main",
+    "pick_device",
+    "rank",
+    "session",
+    "without_sync",
+    "world_size",
+    "wrap",
+]
+
+
+def rank() -> int:
+    """Number of this process, from 0."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """How many processes train together."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def is_main() -> bool:
+    """Say whether this process writes the run folder and the screen."""
+    return rank() == 0
+
+
+def barrier() -> None:
+    """Wait for the other processes."""
+    if dist.is_initialized():
+        dist.barrier()
+
+
+def all_sum(x: Tensor) -> Tensor:
+    """Sum a tensor over the processes, differentiably: its gradient is summed over them too."""
+    return torch.distributed.nn.all_reduce(x) if world_size() > 1 else x
+
+
+def any_true(flag: int | bool, device: torch.device) -> bool:
+    """Say whether the flag is set on any process, so that all of them act on the same step."""
+    if world_size() == 1:
+        return bool(flag)
+    flags = torch.tensor(float(bool(flag)), device=device)
+    dist.all_reduce(flags)
+    return bool(flags > 0)
+
+
+def pick_device(name: str) -> torch.device:
+    """Turn `auto`, `cpu`, `cuda`, `cuda:1` or `mps` into a device; under torchrun each process takes its own GPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device is '{name}'; it takes auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type == "cuda":
+        if not torch.cuda.is_available():
+            raise InputError(f"device is '{name}', but torch sees no CUDA GPU here; leave --device out to use the CPU")
+        if device.index is None:
+            device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+        if device.index >= torch.cuda.device_count():
+            raise InputError(f"device is '{device}', but there are {torch.cuda.device_count()} GPUs, from cuda:0")
+        torch.cuda.set_device(device)
+    return device
+
+
+@contextmanager
+def session(device: torch.device) -> Iterator[None]:
+    """Join the other processes where torchrun started this one, and leave them at the end."""
+    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+        yield
+        return
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def wrap(model: nn.Module) -> nn.Module:
+    """Average gradients over the processes, where there are several."""
+    return DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+
+
+def without_sync(model: nn.Module, skip: bool) -> AbstractContextManager[None]:
+    """Leave out the averaging of gradients for all but the last of accumulated parts."""
+    return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()

@@ -1,0 +1,98 @@
+"""Judge a run folder: the work behind `jepa evaluate`."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from jepa import __version__
+from jepa.config import DataConfig
+from jepa.data import open_dataset, split_holdout
+from jepa.distributed import pick_device
+from jepa.evaluation import judge, table
+from jepa.runs import Run, fresh_objective, unpack
+
+__all__ = ["evaluate", "report"]
+
+TEST_SHARE = 0.2  # of the training images, where a source has no test split
+
+
+def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
+    """Score the last checkpoint of a run, from the train to the test split of its data, and write evaluation.json.
+
+    The trained encoders (target and context) stand beside the same encoder with the weights it started from, and raw
+    pixels. Scores are percentages of tokens averaged to one vector. Where a source has no test split a fifth of the
+    training images, seen in training without their labels, takes its place, and the result says so.
+    """
+    began = time.perf_counter()
+    run = Run.open(path)
+    config = run.config
+    data = config.data if source is None else dataclasses.replace(config.data, source=source)
+    objective = fresh_objective(config)
+    device = pick_device(config.device)
+    untrained = next(iter(objective.encoders().values()))
+    encoders = {"untrained": copy.deepcopy(untrained).to(device)}
+    tensors, facts = run.load()
+    unpack(tensors, objective, None, run.checkpoint())
+    names = ["trained", *list(objective.encoders())[1:]]
+    trained = zip(names, objective.encoders().values(), strict=True)
+    encoders = {name: encoder.to(device) for name, encoder in trained} | encoders
+
+    train, test, split = _splits(data)
+    rows = judge(encoders, train, test)
+    result = rows | {
+        "checkpoint": "last",
+        "step": facts["step"],
+        "steps": config.steps,
+        "train_seconds": round(facts["seconds"], 1),
+        "evaluation_seconds": round(time.perf_counter() - began, 1),
+        "data": {"source": data.source, "train": len(train[1]), "test": len(test[1]), "split": split},
+        "protocol": {
+            "pooling": "tokens averaged; linear_last4: the last four layers averaged and concatenated",
+            "knn": "k 20, cosine of centred features, weights exp(s / 0.07)",
+            "linear": "logistic regression on standardised features, L2 chosen on a tenth of train",
+        },
+        "version": __version__,
+    }
+    if "knn" not in rows["trained"]:
+        result["left_out"] = f"kNN and linear probe: {data.source} has no labels"
+    run.write_json("evaluation.json", result)
+    return result
+
+
+def _splits(data: DataConfig) -> tuple[Any, Any, str]:
+    """Return the images and indices to fit and to score on, and how they were split."""
+    train, test = open_dataset(data), open_dataset(data, "test")
+    assert train is not None
+    if test is not None:
+        return (train, torch.arange(len(train))), (test, torch.arange(len(test))), "train to test"
+    fit, score = split_holdout(len(train), TEST_SHARE)
+    return (train, fit), (train, score), f"no test split: {len(score)} training images are scored instead"
+
+
+def report(result: dict[str, Any], path: str | Path) -> str:
+    """Lay a result out for the terminal."""
+    data = result["data"]
+    lines = [
+        f"{data['source']}: fitted on {data['train']:,}, scored on {data['test']:,} images, percent ({data['split']})",
+        "",
+        table(result),
+        "",
+    ]
+    if "left_out" in result:
+        lines.append(f"Left out: {result['left_out']}.")
+    lines.append(
+        f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
+        f"{result['evaluation_seconds']:.0f} s. Everything lies in {path}."
+    )
+    if data["source"] == "sample":
+        lines.append(
+            "Raw pixels are strong on these small, centred images, as is whatever keeps positions; the fairer test is "
+            "CIFAR-10:\n    jepa train ijepa-cifar10 --data PATH/TO/cifar10"
+        )
+    return "\n".join(lines)

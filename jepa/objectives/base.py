@@ -1,0 +1,44 @@
+"""What every objective is: a batch in, a dict of losses out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa.backbones import Encoder
+from jepa.data import Batch
+from jepa.rng import Rng
+
+__all__ = ["Objective", "ema_update"]
+
+
+class Objective(nn.Module):
+    """A way to train an encoder: everything that the loop needs to know of a method."""
+
+    def sample(self, batch: Batch, rng: Rng) -> Any:
+        """Make the inputs of `forward`: views and masks; all randomness of a step lives here."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Any) -> dict[str, Tensor]:
+        """Return "loss", and every term worth logging, as scalars."""
+        raise NotImplementedError
+
+    def after_step(self, progress: float) -> None:
+        """Act after an optimiser step; `progress` is the share of the run that is done."""
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return the encoders to judge, the headline one first."""
+        raise NotImplementedError
+
+
+@torch.no_grad()
+def ema_update(target: nn.Module, source: nn.Module, momentum: float) -> None:
+    """Move every parameter and buffer of `target` a step of 1 - momentum towards `source`; integers are copied."""
+    targets, sources = list(target.state_dict().values()), list(source.state_dict().values())
+    floats = [pair for pair in zip(targets, sources, strict=True) if pair[0].is_floating_point()]
+    torch._foreach_lerp_([pair[0] for pair in floats], [pair[1] for pair in floats], 1 - momentum)
+    for mine, theirs in zip(targets, sources, strict=True):
+        if not mine.is_floating_point():
+            mine.copy_(theirs)

@@ -1,0 +1,129 @@
+"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict representations of target blocks from one context block.
+
+Shapes: B images, N tokens of the grid, D encoder width, P predictor width, K context tokens, M targets, T tokens each.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa.backbones import Encoder, build_encoder, build_trunk, sincos_positions, take
+from jepa.config import Config, IJepaConfig
+from jepa.data import Batch
+from jepa.masking import Masks, MaskSampler
+from jepa.objectives.base import Objective, ema_update
+from jepa.objectives.regularizers import variance_covariance
+from jepa.optim import momentum
+from jepa.rng import Rng
+from jepa.views import crop
+
+__all__ = ["IJepa", "IJepaInputs", "Predictor"]
+
+
+class IJepaInputs(NamedTuple):
+    """One view of every image, and its masks."""
+
+    images: Tensor  # (B, C, H, W) floats in [0, 1]
+    masks: Masks
+
+
+class Predictor(nn.Module):
+    """The narrow network that predicts the tokens of each target from the context, one target at a time."""
+
+    positions: Tensor
+
+    def __init__(self, config: Config, dim: int, grid: tuple[int, int]) -> None:
+        super().__init__()
+        self.trunk, width = build_trunk(config.backbone, config.objective.predictor)
+        self.embed = nn.Linear(dim, width)
+        self.project = nn.Linear(width, dim)
+        self.mask_token = nn.Parameter(torch.zeros(width))
+        self.register_buffer("positions", sincos_positions(width, grid, grid), persistent=False)
+        for module in (self.embed, self.project):
+            nn.init.trunc_normal_(module.weight, std=0.02)
+            nn.init.zeros_(module.bias)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+        """Predict (B, M, T, D) from context tokens (B, K, D): a shared mask token at the place of each target token."""
+        batch, count, size = masks.targets.shape
+        known = self.embed(context) + self.positions[masks.context]  # (B, K, P)
+        asked = self.mask_token + self.positions[masks.targets]  # (B, M, T, P)
+        known = known[:, None].expand(-1, count, -1, -1)
+        valid = torch.cat([masks.context_valid[:, None].expand(-1, count, -1), masks.targets_valid], 2)
+        tokens = torch.cat([known, asked.to(known.dtype)], 2).flatten(0, 1)  # (B·M, K+T, P)
+        predicted = self.trunk(tokens, valid.flatten(0, 1))[:, -size:]
+        return self.project(predicted).view(batch, count, size, -1)  # type: ignore[no-any-return]
+
+
+class IJepa(Objective):
+    """Context encoder, its EMA target encoder, and the predictor between them."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.config: IJepaConfig = config.objective
+        self.context = build_encoder(config.backbone, config.data)
+        patch = config.backbone.patch
+        self.size = config.data.size
+        self.grid = (self.size[0] // patch, self.size[1] // patch)
+        self.predictor = Predictor(config, self.context.backbone.dim, self.grid)
+        self.target = copy.deepcopy(self.context).requires_grad_(False)
+        self.masks = MaskSampler(self.config.masks, self.grid)
+
+    def sample(self, batch: Batch, rng: Rng) -> IJepaInputs:
+        """Crop one view of every image and draw its masks."""
+        return IJepaInputs(crop(batch.images, self.config.crop, self.size, rng), self.masks.sample(rng))
+
+    def forward(self, inputs: IJepaInputs) -> dict[str, Tensor]:
+        """Return "loss" and its terms; each is a mean over tokens, then targets, then images."""
+        images, masks = inputs
+        with torch.no_grad():  # the target encoder sees the whole image: its output is masked, not its input
+            whole = self.target(images).x
+            wanted = take(F.layer_norm(whole, whole.shape[-1:]), masks.targets)
+        context = self.context(images, masks.context, masks.context_valid).x
+        predicted = self.predictor(context, masks)
+        prediction = block_mean(self.distance(predicted.float(), wanted.float()), masks.targets_valid)
+        pooled = masked_mean(context, masks.context_valid)
+        losses = {"loss": prediction, "prediction": prediction.detach()}
+        if self.config.variance or self.config.covariance:
+            variance, covariance = variance_covariance(pooled)
+            losses["loss"] = prediction + self.config.variance * variance + self.config.covariance * covariance
+            losses |= {"variance": variance.detach(), "covariance": covariance.detach()}
+        losses["spread"] = F.normalize(whole.mean(1).float(), dim=-1).std(0).mean()
+        return losses
+
+    def distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
+        """Distance of tokens (…, D), averaged over D."""
+        distance = F.smooth_l1_loss if self.config.loss == "smooth_l1" else F.mse_loss
+        return distance(predicted, wanted, reduction="none").mean(-1)
+
+    def after_step(self, progress: float) -> None:
+        """Move the target encoder towards the context encoder."""
+        ema_update(
+            self.target,
+            self.context,
+            momentum(progress, self.config.ema_half_life, self.config.ema_half_life_end),
+        )
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return the target encoder, which the paper evaluates, and the context encoder."""
+        return {"target": self.target, "context": self.context}
+
+
+def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
+    """Average the valid tokens of (B, K, D) to (B, D)."""
+    weight = valid.to(x.dtype)[..., None]
+    return (x * weight).sum(1) / weight.sum(1)
+
+
+def block_mean(loss: Tensor, valid: Tensor) -> Tensor:
+    """Average a loss (B, M, T) over the valid tokens of a target, its image's non-empty targets, and images."""
+    weight = valid.to(loss.dtype)
+    tokens = weight.sum(-1)
+    blocks = (loss * weight).sum(-1) / tokens.clamp(min=1)
+    return (blocks.sum(-1) / (tokens > 0).sum(-1)).mean()
