@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -22,7 +23,7 @@ __all__ = ["main"]
 class TrainArguments:
     """Train an experiment: a recipe, changed by any of its settings."""
 
-    recipe: tyro.conf.Positional[str] = "demo"
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = "demo"
     """Name of a recipe ('jepa recipes' lists them); it comes first."""
     config: Path | None = None
     """Take the settings from this JSON file (a run's config.json, say) instead of a recipe."""
@@ -99,7 +100,11 @@ def _refuse_existing(path: Path) -> None:
 def evaluate(arguments: list[str]) -> int:
     """Judge a run and print the table: jepa evaluate RUN [--data SOURCE] [--json]."""
 
-    def command(run: tyro.conf.Positional[Path], data: str | None = None, json: bool = False) -> int:
+    def command(
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+        data: str | None = None,
+        json: bool = False,
+    ) -> int:
         """Judge the frozen encoders of a run beside the same encoder untrained and raw pixels.
 
         Args:
@@ -164,4 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         print("jepa: interrupted", file=sys.stderr)
         code = 130
+    except BrokenPipeError:  # `jepa train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
     sys.exit(code)

@@ -63,11 +63,8 @@ def _parquet_files(source: str) -> list[Path]:
 
 def _split_of(file: Path) -> str:
     """Read the split from a file's name, or its folder's: train-00000-of-00003.parquet, test/0000.parquet."""
-    for name in (file.stem, file.parent.name):
-        match = re.match(r"(train|test|validation|valid|val)(?![a-z])", name.lower())
-        if match:
-            return SPLITS[match.group(1)]
-    return "train"
+    match = re.match(r"(train|test|validation|valid|val)(?![a-z])", file.stem.lower())
+    return SPLITS.get(match.group(1) if match else file.parent.name.lower(), "train")
 
 
 def _read_parquet(files: list[Path], config: DataConfig, name: str) -> Images:

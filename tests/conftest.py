@@ -1,0 +1,79 @@
+import dataclasses
+import io
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from jepa.config import Config, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig
+
+
+def write_parquet(path: Path, images: list[np.ndarray], labels: list[int] | None = None, names=("a", "b")) -> Path:
+    """Write images in the layout of the Hugging Face hub."""
+    files = []
+    for image in images:
+        buffer = io.BytesIO()
+        Image.fromarray(image).save(buffer, "PNG")
+        files.append({"bytes": buffer.getvalue(), "path": None})
+    columns = {"image": pa.array(files, pa.struct([("bytes", pa.binary()), ("path", pa.string())]))}
+    features = {"image": {"_type": "Image"}}
+    if labels is not None:
+        columns["label"] = pa.array(labels, pa.int64())
+        features["label"] = {"names": list(names), "_type": "ClassLabel"}
+    table = pa.table(columns).replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(table, path)
+    return path
+
+
+def toy_images(count: int, size: int = 16, seed: int = 0) -> tuple[list[np.ndarray], list[int]]:
+    """Draw noisy images of two classes: bright on the left, or bright on the right."""
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 2, count)
+    images = rng.integers(0, 100, (count, size, size, 3), dtype=np.uint8)
+    for image, label in zip(images, labels, strict=True):
+        half = slice(0, size // 2) if label == 0 else slice(size // 2, size)
+        image[:, half] += 100
+    return list(images), labels.tolist()
+
+
+@pytest.fixture
+def toy_source(tmp_path: Path) -> str:
+    """A parquet folder of 80 training and 40 test images, 16 pixels, two classes."""
+    for split, count, seed in (("train", 80, 0), ("test", 40, 1)):
+        images, labels = toy_images(count, seed=seed)
+        write_parquet(tmp_path / "toy" / f"{split}-00000-of-00001.parquet", images, labels)
+    return str(tmp_path / "toy")
+
+
+def tiny_config(source: str, **changes) -> Config:
+    """A run of a few seconds: 16-pixel images, a ViT of two layers."""
+    config = Config(
+        name="tiny",
+        steps=6,
+        batch_size=8,
+        eval_every=0,
+        save_every=2,
+        log_every=1,
+        device="cpu",
+        data=DataConfig(source=source, image_size=16, holdout=0.1),
+        backbone=ViTConfig(size="32x4x2", patch=4, stem="conv"),
+        objective=IJepaConfig(predictor="16x1x2", variance=0.5, covariance=0.1, masks=MaskConfig()),
+        optim=OptimConfig(warmup=2),
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture
+def tiny(toy_source: str) -> Config:
+    return tiny_config(toy_source)
+
+
+def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    """Say whether two checkpoints hold bitwise the same tensors."""
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)

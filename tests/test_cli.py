@@ -1,0 +1,129 @@
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jepa.cli import main
+from jepa.config import to_dict
+from jepa.recipes import RECIPES
+from jepa.runs import Run
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def call(capsys, *arguments: str) -> tuple[int, str, str]:
+    """Run the command in this process; return exit code, standard output and standard error."""
+    with pytest.raises(SystemExit) as caught:
+        main(arguments)
+    output = capsys.readouterr()
+    return int(caught.value.code or 0), output.out, output.err
+
+
+@pytest.fixture
+def config_file(tiny, tmp_path) -> str:
+    path = tmp_path / "tiny.json"
+    path.write_text(json.dumps(to_dict(tiny)))
+    return str(path)
+
+
+def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
+    run = str(tmp_path / "run")
+    code, out, _ = call(capsys, "train", "--config", config_file, "--run", run, "--steps", "4")
+    assert (code, Run.open(run).config.steps) == (0, 4)
+    assert f"jepa evaluate {run}" in out
+    code, out, _ = call(capsys, "evaluate", run)
+    assert code == 0
+    assert "raw pixels" in out
+    assert "untrained" in out
+    code, out, _ = call(capsys, "evaluate", run, "--json")
+    assert json.loads(out) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
+    code, _, err = call(capsys, "train", "--config", config_file, "--run", run)
+    assert code == 2
+    assert all(word in err for word in ("exists already", "jepa evaluate", "--resume", "--run DIR"))
+    code, _, err = call(capsys, "train", "--run", run, "--resume", "--steps", "6")
+    assert code == 0
+    assert Run.open(run).load()[1]["step"] == 6
+
+
+def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
+    for flag in (["--data", "nowhere"], ["--data=nowhere"], ["--data.source", "nowhere"]):
+        code, _, err = call(capsys, "train", "--config", config_file, "--run", str(tmp_path / "run"), *flag)
+        assert code == 2
+        assert err == "jepa: there is nothing at nowhere; --data takes 'sample', or a parquet file, folder or glob\n"
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["train", "dmeo"], "there is no recipe 'dmeo'; did you mean 'demo'?"),
+        (["train", "--stepz", "3"], "--steps"),
+        (["train", "--steps", "0"], "steps is 0; it takes a whole number from 1"),
+        (["train", "--steps", "many"], "many"),
+        (["train", "--backbone.stem", "linear", "--backbone.patch", "5"], "which does not divide the image of 28x28"),
+        (["train", "--batch-size", "20000"], "choose --batch-size"),
+        (["train", "--device", "tpu9"], "device is 'tpu9'; it takes auto, cpu, cuda"),
+        (["train", "--config", "nowhere.json"], "the config nowhere.json cannot be read"),
+        (["train", "demo", "--config", "x.json"], "leave one out"),
+        (["train", "--run", "."], "exists and is not a run folder"),
+        (["evaluate", "nowhere"], "there is no run folder nowhere"),
+        (["evaluate", "."], "is not a run folder"),
+        (["evaluate"], "RUN"),
+    ],
+)
+def test_bad_input_is_said_without_a_traceback(capsys, monkeypatch, tmp_path, arguments, message):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "something").touch()
+    code, out, err = call(capsys, *arguments)
+    assert code == 2
+    words = re.sub(r"[\s│]+", " ", out + err)
+    assert message in words
+    assert "Traceback" not in words
+    assert [path.name for path in tmp_path.iterdir()] == ["something"]
+
+
+def test_a_damaged_checkpoint_is_one_sentence(capsys, config_file, tmp_path):
+    run = tmp_path / "run"
+    call(capsys, "train", "--config", config_file, "--run", str(run))
+    checkpoint = Run(run).checkpoint()
+    checkpoint.write_bytes(checkpoint.read_bytes()[:1000])
+    for arguments in (["evaluate", str(run)], ["train", "--run", str(run), "--resume", "--steps", "9"]):
+        code, _, err = call(capsys, *arguments)
+        assert code == 2
+        assert "is damaged" in err.splitlines()[-1]
+
+
+def test_recipes_lists_every_recipe_with_its_command(capsys):
+    code, out, _ = call(capsys, "recipes")
+    assert code == 0
+    for name in RECIPES:
+        assert f"jepa train {name}" in out
+
+
+def test_help_does_not_wait_for_torch():
+    for arguments in (["--help"], ["train", "--help"], ["recipes"], ["evaluate", "--help"]):
+        code = (
+            "import sys; from jepa.cli import main\n"
+            f"try: main({arguments})\nexcept SystemExit: pass\n"
+            "assert 'torch' not in sys.modules and 'pyarrow' not in sys.modules"
+        )
+        result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+        assert result.returncode == 0, result.stderr
+        assert "usage" in result.stdout or "jepa train demo" in result.stdout
+
+
+def test_the_loop_runs_as_a_file():
+    command = [sys.executable, str(ROOT / "jepa" / "train.py"), "demo", "--steps", "0"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert result.returncode == 2
+    assert result.stderr == "jepa: steps is 0; it takes a whole number from 1\n"
+
+
+def test_a_closed_pipe_is_no_traceback():
+    command = f"{sys.executable} -m jepa train --help | head -n 1"
+    result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
+    assert result.stderr == ""

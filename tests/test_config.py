@@ -1,0 +1,120 @@
+import dataclasses
+import json
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from jepa.config import (
+    Config,
+    CropConfig,
+    DataConfig,
+    IJepaConfig,
+    InputError,
+    MaskConfig,
+    OptimConfig,
+    ViTConfig,
+    flat,
+    from_dict,
+    parse_width,
+    read_config,
+    suggest,
+    to_dict,
+)
+from jepa.recipes import RECIPES, facts
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_go_to_json_and_back(name):
+    config = RECIPES[name]()
+    assert config.name == name
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+    assert {"what", "command", "time", "result"} <= facts(RECIPES[name]).keys()
+
+
+@given(
+    size=st.tuples(st.integers(1, 20), st.integers(1, 20)),
+    clip=st.none() | st.floats(0.1, 10),
+    mean=st.none() | st.tuples(*[st.floats(0, 1)] * 3),
+    shared=st.booleans(),
+)
+def test_any_config_goes_to_json_and_back(size, clip, mean, shared):
+    config = Config(
+        data=DataConfig(image_size=(16 * size[0], 16 * size[1]), mean=mean),
+        objective=IJepaConfig(masks=MaskConfig(shared=shared)),
+        optim=OptimConfig(clip=clip),
+    )
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+
+
+def test_parts_carry_their_kind():
+    values = to_dict(Config())
+    assert values["backbone"]["kind"] == "vit"
+    assert values["objective"]["kind"] == "ijepa"
+    assert flat(Config())["objective.masks.targets"] == 4
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"stepz": 3}, "config has no setting 'stepz'; did you mean 'steps'?"),
+        ({"steps": "many"}, "config.steps is 'many'; it takes int"),
+        ({"steps": True}, "config.steps is True; it takes int"),
+        ({"backbone": {"kind": "vitt"}}, "config.backbone.kind is 'vitt'; it takes vit; did you mean 'vit'?"),
+        ({"precision": "fp8"}, "config.precision is 'fp8'; it takes auto, fp32, bf16"),
+        ({"objective": {"crop": {"scale": [0.5]}}}, "config.objective.crop.scale is [0.5]; it takes"),
+        ([], "config is []; it takes an object of settings"),
+    ],
+)
+def test_bad_json_is_one_sentence(values, message):
+    with pytest.raises(InputError, match=re.escape(message)):
+        from_dict(Config, values)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Config(steps=0), "steps is 0; it takes a whole number from 1"),
+        (lambda: Config(batch_size=10, accumulate=3), "does not divide the batch_size 10"),
+        (lambda: Config(backbone=ViTConfig(patch=5), data=DataConfig(image_size=32)), "--data.image-size 30"),
+        (lambda: Config(eval_every=-1), "eval_every is -1"),
+        (lambda: ViTConfig(size="bas"), "did you mean 'base'?"),
+        (lambda: ViTConfig(size="100x4x3"), "3 heads do not divide 100"),
+        (lambda: ViTConfig(size="12"), "DIMxDEPTH"),
+        (lambda: ViTConfig(patch=14, stem="conv"), "power of 2"),
+        (lambda: CropConfig(scale=(0.5, 0.2)), "crop.scale"),
+        (lambda: MaskConfig(target_scale=(0.0, 0.2)), "masks.target_scale"),
+        (lambda: MaskConfig(targets=0), "masks.targets is 0"),
+        (lambda: IJepaConfig(variance=-1), "objective.variance is -1"),
+        (lambda: IJepaConfig(ema_half_life=0), "objective.ema_half_life is 0"),
+        (lambda: OptimConfig(lr=-1), "optim.lr is -1"),
+        (lambda: DataConfig(channels=3, mean=(0.5,)), "data.mean has 1 values; it takes 3"),
+        (lambda: DataConfig(holdout=0.7), "data.holdout is 0.7"),
+    ],
+)
+def test_settings_that_make_no_sense_are_one_sentence(make, message):
+    with pytest.raises(InputError, match=re.escape(message)) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+def test_widths():
+    assert parse_width("192x6", "here") == (192, 6, 3)
+    assert parse_width("96x4", "here") == (96, 4, 3)
+    assert parse_width("64x2x4", "here") == (64, 2, 4)
+
+
+def test_suggestions():
+    assert suggest("dmeo", ["demo", "other"]) == "; did you mean 'demo'?"
+    assert suggest("zzz", ["demo"]) == ""
+
+
+def test_a_config_file_that_cannot_be_used(tmp_path):
+    (tmp_path / "bad.json").write_text("{")
+    with pytest.raises(InputError, match="is not JSON"):
+        read_config(tmp_path / "bad.json")
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path / "none.json")
+    (tmp_path / "good.json").write_text(json.dumps(to_dict(dataclasses.replace(Config(), steps=3))))
+    assert read_config(tmp_path / "good.json").steps == 3

@@ -1,0 +1,129 @@
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+
+from jepa.config import DataConfig, InputError
+from jepa.data import EncodedImages, Loader, open_dataset, split_holdout, step_order
+from jepa.train import measured
+from tests.conftest import toy_images, write_parquet
+
+CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
+CPU = torch.device("cpu")
+
+
+def test_the_sample_is_fashion_mnist():
+    data = DataConfig(source="sample", image_size=28, channels=1)
+    train, test = open_dataset(data), open_dataset(data, "test")
+    assert (len(train), len(test)) == (10_000, 2_000)
+    assert train.classes[9] == "Ankle boot"
+    assert train.pixels.shape == (10_000, 1, 28, 28)
+    assert train.labels[:5].tolist() == [9, 0, 0, 3, 0]
+    assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
+    filled = measured(data, train)
+    assert abs(filled.mean[0] - 0.286) < 0.005  # the published statistics of the whole set: 0.2860 and 0.3530
+    assert abs(filled.std[0] - 0.353) < 0.005
+    assert sum(file.stat().st_size for file in Path("jepa/data/sample").glob("*.parquet")) < 6e6
+
+
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the project")
+def test_cifar10_in_the_layout_of_the_hub():
+    test = open_dataset(DataConfig(source=str(CIFAR10)), "test")
+    assert len(test) == 10_000
+    assert test.classes[:2] == ("airplane", "automobile")
+    assert torch.bincount(test.labels).tolist() == [1000] * 10
+
+
+def test_parquet_is_bit_exact_and_splits_follow_file_names(tmp_path):
+    images, labels = toy_images(12)
+    write_parquet(tmp_path / "data" / "train-00000-of-00002.parquet", images[:5], labels[:5])
+    write_parquet(tmp_path / "data" / "train-00001-of-00002.parquet", images[5:9], labels[5:9])
+    write_parquet(tmp_path / "data" / "validation-00000-of-00001.parquet", images[9:], labels[9:])
+    for source in (tmp_path / "data", tmp_path, tmp_path / "data" / "*.parquet"):
+        data = DataConfig(source=str(source), image_size=16)
+        train, test = open_dataset(data), open_dataset(data, "test")
+        assert torch.equal(train.pixels, torch.from_numpy(np.stack(images[:9])).permute(0, 3, 1, 2))
+        assert train.labels.tolist() == labels[:9]
+        assert len(test) == 3
+    single = DataConfig(source=str(tmp_path / "data" / "train-00000-of-00002.parquet"), image_size=16)
+    assert len(open_dataset(single)) == 5
+    assert open_dataset(single, "test") is None
+
+
+def test_images_that_do_not_fit_in_memory_are_decoded_on_demand(toy_source):
+    data = DataConfig(source=toy_source, image_size=16)
+    held = open_dataset(data)
+    encoded = open_dataset(dataclasses.replace(data, memory_gb=0.0))
+    assert isinstance(encoded, EncodedImages)
+    index = torch.tensor([5, 0, 79])
+    assert torch.equal(held.batch(index), encoded.batch(index))
+    loaders = [Loader(images, torch.arange(80), 8, 0, CPU) for images in (held, encoded)]
+    for one, other in zip(*(loader.steps(range(3, 30)) for loader in loaders), strict=True):
+        assert torch.equal(one[0].images, other[0].images)
+
+
+def test_several_sizes_need_a_canvas(tmp_path):
+    rng = np.random.default_rng(0)
+    images = [rng.integers(0, 256, (height, 40, 3), dtype=np.uint8) for height in (20, 30, 64)]
+    write_parquet(tmp_path / "train.parquet", images)
+    data = DataConfig(source=str(tmp_path), image_size=16)
+    with pytest.raises(InputError, match=r"several sizes.*--data.canvas"):
+        open_dataset(data)
+    assert open_dataset(dataclasses.replace(data, canvas=24)).pixels.shape == (3, 3, 24, 24)
+    assert open_dataset(dataclasses.replace(data, canvas=24, channels=1)).pixels.shape == (3, 1, 24, 24)
+
+
+def test_an_epoch_shows_every_image_once_and_the_next_in_another_order():
+    first = torch.cat([step_order(step, 10, 95, seed=0) for step in range(9)])
+    second = torch.cat([step_order(step, 10, 95, seed=0) for step in range(9, 18)])
+    assert len(first.unique()) == len(second.unique()) == 90
+    assert not torch.equal(first, second)
+    assert torch.equal(first[40:50], step_order(4, 10, 95, seed=0))
+    assert not torch.equal(first, torch.cat([step_order(step, 10, 95, seed=1) for step in range(9)]))
+
+
+def test_ranks_and_parts_share_out_one_batch(toy_source):
+    images = open_dataset(DataConfig(source=toy_source, image_size=16))
+    index = torch.arange(80)
+    whole = next(Loader(images, index, 16, 0, CPU).steps(range(1)))[0]
+    pieces = [part for rank in range(2) for part in next(Loader(images, index, 16, 0, CPU, 2, rank, 2).steps(range(1)))]
+    assert torch.equal(whole.images, torch.cat([piece.images for piece in pieces]))
+    assert torch.equal(torch.arange(16), torch.cat([piece.rows for piece in pieces]))
+
+
+def test_holdout_is_disjoint_and_the_same_for_all():
+    train, held = split_holdout(1000, 0.1)
+    assert len(held) == 100
+    assert len(torch.cat([train, held]).unique()) == 1000
+    assert len(split_holdout(10**6, 0.1)[1]) == 2000
+
+
+def test_bad_sources_are_one_sentence(tmp_path, toy_source):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
+    pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
+    write_parquet(tmp_path / "none.parquet", [])
+    write_parquet(tmp_path / "only" / "test-0.parquet", toy_images(2)[0])
+    not_an_image = pa.array([{"bytes": b"no image", "path": None}])
+    pq.write_table(pa.table({"image": not_an_image}), tmp_path / "garbled.parquet")
+    for name, message in {
+        "nowhere": "there is nothing at",
+        "empty": "has no .parquet file",
+        "broken.parquet": "cannot be read as parquet",
+        "text.parquet": "no column of images",
+        "none.parquet": "holds no images",
+        "only": "no training split",
+        "garbled.parquet": "image 0 of .* cannot be read as an image",
+    }.items():
+        with pytest.raises(InputError, match=message) as caught:
+            open_dataset(DataConfig(source=str(tmp_path / name)))
+        assert "\n" not in str(caught.value)
+    images = open_dataset(DataConfig(source=toy_source))
+    with pytest.raises(InputError, match="choose --batch-size 80 or less"):
+        Loader(images, torch.arange(80), 81, 0, CPU)
+    with pytest.raises(InputError, match="do not divide"):
+        Loader(images, torch.arange(80), 16, 0, CPU, 1, 0, 3)

@@ -1,0 +1,30 @@
+import torch
+
+from jepa.rng import Rng
+
+
+def test_a_draw_depends_on_the_row_and_not_on_the_batch():
+    whole = Rng(1, 2, torch.arange(64)).uniform("masks", 3, 5)
+    parts = [Rng(1, 2, rows).uniform("masks", 3, 5) for rows in torch.arange(64).split(16)]
+    assert whole.shape == (64, 3, 5)
+    assert torch.equal(whole, torch.cat(parts))
+
+
+def test_seed_step_and_purpose_each_change_every_number():
+    rows = torch.arange(100)
+    reference = Rng(0, 0, rows).uniform("a", 10)
+    for other in (Rng(1, 0, rows).uniform("a", 10), Rng(0, 1, rows).uniform("a", 10), Rng(0, 0, rows).uniform("b", 10)):
+        assert (reference == other).float().mean() < 1e-3
+
+
+def test_draws_are_uniform_and_uncorrelated():
+    u = Rng(0, 7, torch.arange(20_000)).uniform("x", 10)
+    assert u.min() >= 0
+    assert u.max() < 1
+    counts = torch.histc(u, 50, 0, 1)
+    chi_squared = float(((counts - u.numel() / 50) ** 2 / (u.numel() / 50)).sum())
+    assert chi_squared < 86  # 99.9 % of a chi-squared distribution with 49 degrees of freedom
+    correlation = torch.corrcoef(u.T) - torch.eye(10)
+    assert correlation.abs().max() < 0.03
+    neighbours = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
+    assert abs(float(neighbours)) < 0.01

@@ -1,0 +1,221 @@
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+import jepa
+from jepa.config import Config, InputError, MaskConfig, from_dict, to_dict
+from jepa.evaluate import evaluate
+from jepa.recipes import RECIPES
+from jepa.runs import Run, fresh_objective
+from jepa.train import diagnose, train
+from tests.conftest import same_tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def last(run: Run) -> dict[str, torch.Tensor]:
+    return run.load()[0]
+
+
+def reduced(config: Config, source: str) -> Config:
+    """The same experiment with tiny networks, on tiny images."""
+    backbone = dataclasses.replace(config.backbone, size="32x4x2", patch=4)
+    data = dataclasses.replace(
+        config.data, source=source, image_size=32, canvas=40, mean=None, std=None, channels=config.data.channels
+    )
+    objective = dataclasses.replace(config.objective, predictor="16x2x2")
+    return dataclasses.replace(
+        config, steps=2, batch_size=8, accumulate=1, device="cpu", data=data, backbone=backbone, objective=objective
+    )
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe_steps_twice(name, toy_source, tmp_path):
+    run = train(reduced(RECIPES[name](), toy_source), tmp_path / "run")
+    records = run.metrics()
+    assert records[-1]["step"] == 2
+    assert all(torch.isfinite(tensor).all() for tensor in last(run).values())
+
+
+def test_training_changes_the_encoder_and_lowers_the_loss(tiny, tmp_path):
+    config = dataclasses.replace(tiny, steps=60, save_every=100, optim=dataclasses.replace(tiny.optim, lr=3e-3))
+    run = train(config, tmp_path / "run")
+    losses = [record["prediction"] for record in run.metrics() if "prediction" in record]
+    assert sum(losses[-10:]) < 0.8 * sum(losses[:10])
+    untrained = fresh_objective(run.config).state_dict()
+    assert not torch.equal(untrained["target.backbone.stem.0.weight"], last(run)["model.target.backbone.stem.0.weight"])
+
+
+def test_resume_is_bitwise(tiny, tmp_path):
+    whole = train(tiny, tmp_path / "whole")
+    train(dataclasses.replace(tiny, steps=6), tmp_path / "part")
+    # go back to step 4, as after a kill between two checkpoints
+    train(dataclasses.replace(tiny), tmp_path / "again")
+    stopped = Run(tmp_path / "again")
+    interrupted = dataclasses.replace(tiny, save_every=4)
+    halfway = tmp_path / "halfway"
+    script = f"""
+import jepa.train, json, os
+from jepa.config import from_dict, Config
+from jepa.runs import Run
+save = Run.save
+def save_and_die(self, name, tensors, **facts):
+    save(self, name, tensors, **facts)
+    os.kill(os.getpid(), 9)
+Run.save = save_and_die
+jepa.train.train(from_dict(Config, json.loads({json.dumps(json.dumps(to_dict(interrupted)))})), {str(halfway)!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert Run(halfway).load()[1]["step"] == 4
+    resumed = train(interrupted, halfway, resume=True)
+    assert same_tensors(last(whole), last(resumed))
+    assert same_tensors(last(whole), last(stopped))
+    assert [record["step"] for record in resumed.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
+def test_accumulated_parts_are_the_whole_batch(tiny, tmp_path, memory_gb):
+    objective = dataclasses.replace(tiny.objective, variance=0.0, covariance=0.0)  # batch statistics are a part's own
+    data = dataclasses.replace(tiny.data, memory_gb=memory_gb)
+    config = dataclasses.replace(tiny, objective=objective, data=data, steps=3)
+    whole = last(train(config, tmp_path / "whole"))
+    parts = last(train(dataclasses.replace(config, accumulate=4), tmp_path / "parts"))
+    for name, tensor in whole.items():
+        if name.startswith("model."):
+            assert torch.allclose(tensor, parts[name], atol=2e-5), name
+
+
+def test_two_processes_are_one(tiny, tmp_path):
+    config = dataclasses.replace(tiny, steps=3)
+    one = train(config, tmp_path / "one")
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29871"]
+    command += ["jepa/train.py", "--config", str(tmp_path / "config.json"), "--run", str(tmp_path / "two")]
+    result = subprocess.run(
+        command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert result.returncode == 0, result.stderr
+    two = Run.open(tmp_path / "two")
+    for name, tensor in last(one).items():
+        if name.startswith("model."):
+            assert torch.allclose(tensor, last(two)[name], atol=2e-5), name
+    assert abs(one.metrics()[-1]["loss"] - two.metrics()[-1]["loss"]) < 1e-4
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_saves_and_leaves(tiny, tmp_path, signum):
+    config = dataclasses.replace(tiny, steps=100_000, save_every=100_000)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    run = Run(tmp_path / "run")
+    command = [sys.executable, "-m", "jepa", "train", "--config", str(tmp_path / "config.json"), "--run", str(run.path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and len(run.metrics()) < 3:
+        time.sleep(0.05)
+    process.send_signal(signum)
+    stderr = process.communicate(timeout=60)[1]
+    assert process.returncode == 128 + signum, stderr
+    step = run.load()[1]["step"]
+    assert step == run.metrics()[-1]["step"]
+    assert f"stopped at step {step} of 100000; continue with --resume" in stderr
+
+
+def test_online_evaluation_keeps_the_best_and_says_that_labels_chose_it(tiny, tmp_path, capsys):
+    run = train(dataclasses.replace(tiny, eval_every=3), tmp_path / "run")
+    evaluations = [record for record in run.metrics() if "knn" in record]
+    assert [record["step"] for record in evaluations] == [0, 3, 6]
+    _, facts = run.load("best")
+    assert facts["chosen_with_labels"]
+    assert facts["knn"] == max(record["knn"] for record in evaluations)
+    assert "untrained" in capsys.readouterr().out
+
+
+def test_a_collapse_is_said_in_plain_words():
+    untrained = {"spread": 0.05, "rankme": 12.0, "knn": 40.0}
+    assert diagnose({"spread": 0.04, "rankme": 11.0, "knn": 41.0}, untrained, 96) is None
+    assert diagnose({"spread": 0.04, "rankme": 11.0}, {"spread": 0.05, "rankme": 12.0}, 96) is None
+    assert "collapsed" in diagnose({"spread": 1e-5, "rankme": 11.0, "knn": 30.0}, untrained, 96)
+    assert "collapsed" in diagnose({"spread": 0.04, "rankme": 1.2, "knn": 30.0}, untrained, 96)
+    assert "below the 40.0 of the untrained encoder" in diagnose(
+        {"spread": 0.04, "rankme": 8.0, "knn": 20.0}, untrained, 96
+    )
+
+
+def test_a_run_that_collapses_is_warned_of(tiny, tmp_path, capsys, monkeypatch):
+    """Weight decay far too strong pulls every weight to zero, so that all images look alike."""
+    optim = dataclasses.replace(tiny.optim, lr=0.5, lr_start=0.5, lr_end=0.5, weight_decay=2.0, weight_decay_end=2.0)
+    objective = dataclasses.replace(tiny.objective, variance=0.0, covariance=0.0, ema_half_life=1e-3)
+    objective = dataclasses.replace(objective, ema_half_life_end=1e-3)
+    config = dataclasses.replace(tiny, steps=20, eval_every=20, optim=optim, objective=objective)
+    train(config, tmp_path / "run")
+    assert "warning: " in capsys.readouterr().out
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(tiny, tmp_path):
+    optim = dataclasses.replace(tiny.optim, lr=1e30, lr_start=1e30)
+    with pytest.raises(InputError, match=r"the loss is .* at step .*--optim.lr"):
+        train(dataclasses.replace(tiny, steps=20, optim=optim), tmp_path / "run")
+
+
+def test_what_a_resumed_run_may_change(tiny, tmp_path):
+    run = train(tiny, tmp_path / "run")
+    with pytest.raises(InputError, match="is complete at step 6; give --steps above that"):
+        train(tiny, run.path, resume=True)
+    wider = dataclasses.replace(tiny.backbone, size="64x4x2")
+    with pytest.raises(InputError, match=r"backbone.size = 32x4x2 and cannot be resumed with 64x4x2"):
+        train(dataclasses.replace(tiny, steps=8, backbone=wider), run.path, resume=True)
+    longer = train(dataclasses.replace(tiny, steps=8), run.path, resume=True)
+    assert longer.load()[1]["step"] == 8
+
+
+def test_compiled_training_is_the_same(tiny, tmp_path):
+    config = dataclasses.replace(tiny, steps=2)
+    plain, compiled = (
+        last(train(dataclasses.replace(config, compile=flag), tmp_path / str(flag))) for flag in (False, True)
+    )
+    assert plain.keys() == compiled.keys()
+    for name, tensor in plain.items():
+        if name.startswith("model."):
+            assert torch.allclose(tensor, compiled[name], atol=1e-4), name
+
+
+def test_evaluate_and_load(tiny, tmp_path):
+    run = train(tiny, tmp_path / "run")
+    result = evaluate(run.path)
+    assert json.loads((run.path / "evaluation.json").read_text()) == result
+    for row in ("trained", "context", "untrained", "pixels"):
+        assert 0 <= result[row]["knn"] <= 100
+    assert result["pixels"]["linear"] > 90  # the two classes differ in where the image is bright
+    assert result["data"]["test"] == 40
+    encoder = jepa.load(str(run.path))
+    features = encoder.embed(torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8))
+    assert features.shape == (2, 32)
+    assert not encoder.training
+    with pytest.raises(InputError, match=r"there is no encoder 'teacher'; .* has target, context"):
+        jepa.load(str(run.path), "teacher")
+
+
+def test_evaluation_does_not_change_with_what_is_judged_beside(tiny, tmp_path):
+    """The untrained row is the encoder that the run started from."""
+    run = train(tiny, tmp_path / "run")
+    assert evaluate(run.path)["untrained"] == evaluate(run.path)["untrained"]
+    again = from_dict(Config, to_dict(run.config))
+    assert torch.equal(
+        fresh_objective(again).state_dict()["target.backbone.stem.0.weight"],
+        fresh_objective(run.config).state_dict()["target.backbone.stem.0.weight"],
+    )
+
+
+def test_masks_that_do_not_fit_are_refused_before_a_folder_is_made(tiny, tmp_path):
+    objective = dataclasses.replace(tiny.objective, masks=MaskConfig(target_scale=(0.9, 1.0)))
+    with pytest.raises(InputError, match="leaves less than"):
+        train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
