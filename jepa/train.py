@@ -158,7 +158,7 @@ def _open(
     distributed.barrier()  # all have read: the first process may write
     if distributed.is_main():
         run = Run.create(path, config)
-        run.forget_after(start)
+        run.forget_after(start or -1)
     return run, start, seconds
 
 

@@ -22,9 +22,13 @@ def counts(index: torch.Tensor, valid: torch.Tensor, num_tokens: int) -> torch.T
 
 
 def is_symmetric(seen: torch.Tensor, grid: tuple[int, int]) -> bool:
-    """Visibility (N,) within a point of its mirror image, up-down and left-right."""
+    """Visibility (N,) within two points of its mirror image, up-down and left-right.
+
+    A difference over 40,000 samples has a standard error of 0.35 points, and the largest of some hundred is taken;
+    `benchmarks/masks.py` asks for one point over 200,000.
+    """
     image = seen.view(grid)
-    return bool(max((image - image.flip(axis)).abs().max() for axis in (0, 1)) < 0.01)
+    return bool(max((image - image.flip(axis)).abs().max() for axis in (0, 1)) < 0.02)
 
 
 @pytest.mark.parametrize("grid", GRIDS)
@@ -44,7 +48,6 @@ def test_masks_are_disjoint_unbiased_and_little_padded(grid):
         context += seen.sum(0) / samples
         targets += (asked > 0).sum(0) / samples
         padded += torch.stack([(~masks.context_valid).float().mean(), (~masks.targets_valid).float().mean()])
-    # 40,000 samples have a standard error of 0.25 points on a difference; the benchmark takes 200,000
     assert is_symmetric(context, grid)
     assert is_symmetric(targets, grid)
     assert (padded / (samples / batch)).max() <= 0.15
@@ -54,7 +57,7 @@ def test_masks_are_disjoint_unbiased_and_little_padded(grid):
 @pytest.mark.parametrize("grid", [(8, 8), (7, 5), (4, 4)])
 def test_every_strategy_is_disjoint_and_symmetric(strategy, grid):
     config = MaskConfig(strategy=strategy, target_scale=(0.15, 0.2) if strategy == "multiblock" else (0.5, 0.6))
-    masks = draw(config, grid, 60_000)
+    masks = draw(config, grid, 40_000)
     num_tokens = grid[0] * grid[1]
     seen = counts(masks.context, masks.context_valid, num_tokens)
     asked = counts(masks.targets, masks.targets_valid, num_tokens)

@@ -33,7 +33,7 @@ def reduced(config: Config, source: str) -> Config:
     )
     objective = dataclasses.replace(config.objective, predictor="16x2x2")
     return dataclasses.replace(
-        config, steps=2, batch_size=8, accumulate=1, device="cpu", data=data, backbone=backbone, objective=objective
+        config, steps=2, batch_size=8, compile=False, device="cpu", data=data, backbone=backbone, objective=objective
     )
 
 
@@ -98,7 +98,7 @@ def test_two_processes_are_one(tiny, tmp_path):
     config = dataclasses.replace(tiny, steps=3)
     one = train(config, tmp_path / "one")
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29871"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29871", "--"]
     command += ["jepa/train.py", "--config", str(tmp_path / "config.json"), "--run", str(tmp_path / "two")]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
@@ -176,6 +176,7 @@ def test_what_a_resumed_run_may_change(tiny, tmp_path):
     assert longer.load()[1]["step"] == 8
 
 
+@pytest.mark.filterwarnings("ignore")  # torch warns of its own calls while it compiles
 def test_compiled_training_is_the_same(tiny, tmp_path):
     config = dataclasses.replace(tiny, steps=2)
     plain, compiled = (

@@ -33,7 +33,7 @@ class ViTTrunk(Trunk):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm(dim)
         self.apply(init_weights)
-        with torch.no_grad():  # output projections shrink with depth, as in the published code
+        with torch.no_grad():  # output projections shrink with depth, as in the paper's ViT
             for index, block in enumerate(blocks):
                 block.attn.proj.weight.div_(math.sqrt(2 * (index + 1)))
                 block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
