@@ -28,19 +28,21 @@ def demo() -> Config:
     """
     return Config(
         name="demo",
-        steps=900,
+        steps=700,
         batch_size=128,
+        save_every=100,
+        eval_every=350,
         data=DataConfig(source="sample", image_size=28, channels=1),
         backbone=ViTConfig(size="96x4x3", patch=4, stem="conv"),
         objective=IJepaConfig(
             predictor="48x2x3",
             loss="smooth_l1",
-            variance=0.2,
-            covariance=0.2,
-            ema_half_life=69,
-            ema_half_life_end=693,
+            variance=0.01,
+            covariance=0.01,
+            ema_half_life=35,
+            ema_half_life_end=200,
             crop=CropConfig(kind="full"),
-            masks=MaskConfig(context_limit=0.4),
+            masks=MaskConfig(context_limit=0.25),
         ),
         optim=OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05),
     )
@@ -55,15 +57,17 @@ def ijepa_cifar10() -> Config:
     """
     return Config(
         name="ijepa-cifar10",
-        steps=1500,
+        steps=1800,
         batch_size=128,
+        save_every=300,
+        eval_every=600,
         data=DataConfig(source="cifar10", image_size=32),
         backbone=ViTConfig(size="128x4x4", patch=4, stem="conv"),
         objective=IJepaConfig(
             predictor="64x2x4",
             loss="smooth_l1",
-            variance=0.2,
-            covariance=0.2,
+            variance=0.01,
+            covariance=0.01,
             ema_half_life=69,
             ema_half_life_end=693,
             crop=CropConfig(kind="random", scale=(0.35, 1.0), flip=True),

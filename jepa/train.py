@@ -12,30 +12,25 @@ if __name__ == "__main__":  # run as a file: Python put jepa/ first on the path,
     main(["train", *sys.argv[1:]])
 
 import dataclasses
-import importlib.util
-import math
 import signal
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import torch
-from torch import Tensor
-from tqdm import tqdm
 
 from jepa import distributed
 from jepa.config import Config, DataConfig, InputError, flat
 from jepa.data import Images, Loader, open_dataset, split_holdout
-from jepa.evaluation import online
+from jepa.monitor import Monitor
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, set_schedule
 from jepa.rng import Rng
-from jepa.runs import Run, fresh_objective, pack, unpack
+from jepa.runs import Run, fresh_objective, unpack
 
-__all__ = ["Interrupted", "check_resumable", "diagnose", "train"]
+__all__ = ["Interrupted", "check_resumable", "train"]
 
 ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
@@ -68,32 +63,32 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
         run, start, seconds = _open(config, path, objective, optimizer, resume)
-        log = _Log(config, run, objective, images, (index, held_out), start, seconds)
-        log.headline(f"{device} {precision}" + (f" x {world}" if world > 1 else ""))
-        objective.train()
-        for step, parts in zip(range(start, config.steps), loader.steps(range(start, config.steps)), strict=True):
-            rate = set_schedule(optimizer, step, config.steps, config.optim)
-            for number, batch in enumerate(parts, 1):
-                inputs = objective.sample(batch, Rng(config.seed, step, batch.rows))
-                with distributed.without_sync(model, skip=number < len(parts)):
-                    with autocast:
-                        losses = model(inputs)
-                    (losses["loss"] / len(parts)).backward()
-            if config.optim.clip is not None:
-                torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
-            optimizer.step()
-            optimizer.zero_grad()
-            objective.after_step((step + 1) / config.steps)
+        steps = range(start, config.steps)
+        with closing(Monitor(config, run, objective, images, (index, held_out), start, seconds)) as monitor:
+            monitor.begin(f"{device} {precision}" + (f" x {world}" if world > 1 else ""))
+            objective.train()
+            for step, parts in zip(steps, loader.steps(steps), strict=True):
+                rate = set_schedule(optimizer, step, config.steps, config.optim)
+                for number, batch in enumerate(parts, 1):
+                    inputs = objective.sample(batch, Rng(config.seed, step, batch.rows))
+                    with distributed.without_sync(model, skip=number < len(parts)):
+                        with autocast:
+                            losses = model(inputs)
+                        (losses["loss"] / len(parts)).backward()
+                if config.optim.clip is not None:
+                    torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
+                optimizer.step()
+                optimizer.zero_grad()
+                objective.after_step((step + 1) / config.steps)
 
-            done = step + 1
-            stop = distributed.any_true(stopped(), device)
-            log.step(done, losses, rate)
-            if done % config.save_every == 0 or done == config.steps or stop:
-                log.save(done, optimizer)
-            if stop:
-                log.close()
-                raise Interrupted(f"stopped at step {done} of {config.steps}; continue with --resume", stopped())
-        log.close()
+                done = step + 1
+                stop = distributed.any_true(stopped(), device)
+                monitor.step(done, losses, rate)
+                if done % config.save_every == 0 or done == config.steps or stop:
+                    monitor.save(done, optimizer)
+                if stop:
+                    said = f"stopped at step {done} of {config.steps}; continue with --resume"
+                    raise Interrupted(said, stopped() or signal.SIGTERM)
     return run
 
 
@@ -120,26 +115,6 @@ def measured(data: DataConfig, images: Images) -> DataConfig:
     std = (totals[1] / count - mean.square()).clamp(min=1e-6).sqrt()
     rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]
     return dataclasses.replace(data, mean=data.mean or rounded[0], std=data.std or rounded[1])
-
-
-def diagnose(now: dict[str, float], untrained: dict[str, float], dim: int) -> str | None:
-    """Say in plain words what an online evaluation gives reason to worry about, and what to try; None where nothing.
-
-    `now` and `untrained` hold `spread`, `rankme` and, with labels, `knn` of the encoder at a step and before training.
-    """
-    advice = (
-        "try --objective.variance 1 --objective.covariance 1, a lower --optim.lr, or a longer --objective.ema-half-life"
-    )
-    if now["rankme"] < 2 or now["spread"] < 0.01 * untrained["spread"]:
-        return (
-            f"the features have collapsed (RankMe {now['rankme']:.1f} of {dim}): all images look alike to it; {advice}"
-        )
-    if now.get("knn", math.inf) < untrained.get("knn", 0.0) - 2:
-        return (
-            f"kNN is {now['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: what it learns does "
-            f"not tell images apart; {advice}"
-        )
-    return None
 
 
 def _open(
@@ -190,115 +165,3 @@ def _signals() -> Iterator[Any]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
-
-
-class _Log:
-    """What the loop tells: the bar, metrics.jsonl, TensorBoard, online evaluations and checkpoints."""
-
-    def __init__(
-        self,
-        config: Config,
-        run: Run,
-        objective: Objective,
-        images: Images,
-        split: tuple[Tensor, Tensor],
-        start: int,
-        seconds: float,
-    ) -> None:
-        self.config, self.run, self.objective = config, run, objective
-        self.images, (self.index, self.held_out) = images, split
-        self.main = distributed.is_main()
-        self.began = time.perf_counter() - seconds
-        evaluations = [record for record in run.metrics() if "rankme" in record] if start else []
-        self.untrained: dict[str, float] = evaluations[0] if evaluations else {}
-        self.best = max((record.get("knn", -1.0) for record in evaluations), default=-1.0)
-        self.writer = self._tensorboard()
-        self.bar = tqdm(
-            total=config.steps, initial=start, unit="step", disable=not self.main, dynamic_ncols=True, smoothing=0.1
-        )
-        self.window = (start, time.perf_counter())
-        if start == 0 and config.eval_every:
-            self.evaluate(0)
-
-    def _tensorboard(self) -> Any:
-        if not self.main or importlib.util.find_spec("tensorboard") is None:
-            return None
-        from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and is optional
-
-        return SummaryWriter(str(self.run.path / "tensorboard"))
-
-    def say(self, text: str) -> None:
-        if self.main:
-            self.bar.write(text)
-
-    def headline(self, device: str) -> None:
-        weights = sum(parameter.numel() for parameter in self.objective.parameters() if parameter.requires_grad)
-        self.say(
-            f"{self.config.name}: {len(self.index):,} images of {self.images.name}, {weights / 1e6:.2f} M trained "
-            f"parameters, batch {self.config.batch_size}, {self.config.steps:,} steps, {device}, into {self.run.path}"
-        )
-
-    def step(self, done: int, losses: dict[str, Tensor], rate: float) -> None:
-        """Count a step; every `log_every` write its figures, every `eval_every` judge the encoder."""
-        self.bar.update()
-        if done % self.config.log_every == 0 or done == self.config.steps:
-            terms = torch.stack([value.detach().float() for value in losses.values()])
-            values = (distributed.all_sum(terms) / distributed.world_size()).tolist()
-            record = dict(zip(losses, values, strict=True))
-            if not math.isfinite(record["loss"]):
-                raise InputError(
-                    f"the loss is {record['loss']} at step {done}; the last checkpoint is from before it: lower "
-                    "--optim.lr or set --optim.clip 1"
-                )
-            before, since = self.window
-            speed = (done - before) * self.config.batch_size / (time.perf_counter() - since)
-            self.bar.set_postfix_str(
-                f"loss {record['loss']:.4f}, {speed:.0f} img/s, spread {record.get('spread', math.nan):.4f}",
-                refresh=False,
-            )
-            self.write({"step": done, **record, "lr": rate, "images_per_s": round(speed, 1)})
-            self.window = (done, time.perf_counter())
-        if self.config.eval_every and (done % self.config.eval_every == 0 or done == self.config.steps):
-            self.evaluate(done)
-
-    def evaluate(self, done: int) -> None:
-        """Judge the headline encoder, keep the best, and say so when it goes wrong."""
-        began = time.perf_counter()
-        if self.main:
-            encoder = next(iter(self.objective.encoders().values()))
-            result = online(encoder, self.images, self.index, self.held_out)
-            self.untrained = self.untrained or result
-            score = f"kNN {result['knn']:.1f} (untrained {self.untrained['knn']:.1f}), " if "knn" in result else ""
-            self.say(f"step {done}: {score}RankMe {result['rankme']:.1f}, spread {result['spread']:.4f}")
-            worry = diagnose(result, self.untrained, encoder.backbone.dim) if done else None
-            if worry:
-                self.say(f"warning: {worry}")
-            if result.get("knn", -1.0) > self.best:
-                self.best = result["knn"]
-                self.run.save("best", pack(self.objective), step=done, knn=self.best, chosen_with_labels=True)
-            self.write({"step": done, **result})
-        distributed.barrier()
-        before, since = self.window
-        self.window = (before, since + time.perf_counter() - began)  # the evaluation is not part of images/s
-
-    def write(self, record: dict[str, Any]) -> None:
-        """Write a record to metrics.jsonl and TensorBoard."""
-        if not self.main:
-            return
-        self.run.log(record)
-        if self.writer is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, record["step"])
-
-    def save(self, done: int, optimizer: torch.optim.Optimizer) -> None:
-        """Write the last checkpoint."""
-        if self.main:
-            seconds = time.perf_counter() - self.began
-            self.run.save("last", pack(self.objective, optimizer), step=done, seconds=seconds)
-
-    def close(self) -> None:
-        """End the bar and TensorBoard."""
-        self.bar.close()
-        if self.writer is not None:
-            self.writer.close()

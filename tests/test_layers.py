@@ -12,7 +12,8 @@ LAYERS = [
     ["objectives"],
     ["evaluation"],
     ["runs", "recipes"],
-    ["train", "evaluate"],
+    ["monitor", "evaluate"],
+    ["train"],
     ["report", "explorer", "export"],
     ["cli"],
 ]

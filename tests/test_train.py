@@ -13,9 +13,10 @@ import torch
 import jepa
 from jepa.config import Config, InputError, MaskConfig, from_dict, to_dict
 from jepa.evaluate import evaluate
+from jepa.monitor import diagnose
 from jepa.recipes import RECIPES
 from jepa.runs import Run, fresh_objective
-from jepa.train import diagnose, train
+from jepa.train import train
 from tests.conftest import same_tensors
 
 ROOT = Path(__file__).resolve().parent.parent

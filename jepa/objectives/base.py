@@ -28,6 +28,10 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """Act after an optimiser step; `progress` is the share of the run that is done."""
 
+    def describe(self) -> str:
+        """Say in a few words what is asked of the model, for the first lines of a run."""
+        raise NotImplementedError
+
     def encoders(self) -> dict[str, Encoder]:
         """Return the encoders to judge, the headline one first."""
         raise NotImplementedError

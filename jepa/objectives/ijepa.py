@@ -94,6 +94,7 @@ class IJepa(Objective):
             variance, covariance = variance_covariance(pooled)
             losses["loss"] = prediction + self.config.variance * variance + self.config.covariance * covariance
             losses |= {"variance": variance.detach(), "covariance": covariance.detach()}
+        losses["padding"] = 1 - masks.context_valid.float().mean()
         losses["spread"] = F.normalize(whole.mean(1).float(), dim=-1).std(0).mean()
         return losses
 
@@ -108,6 +109,15 @@ class IJepa(Objective):
             self.target,
             self.context,
             momentum(progress, self.config.ema_half_life, self.config.ema_half_life_end),
+        )
+
+    def describe(self) -> str:
+        """Say how many tokens are context and targets, and what thinning and padding do to them."""
+        masks = self.masks
+        kept, padding = 100 * masks.context_kept, 100 * masks.context_padding
+        return (
+            f"{masks.num_context} of {masks.num_tokens} tokens as context ({kept:.0f} % of what the targets leave, "
+            f"{padding:.0f} % padding), {masks.num_targets} targets of up to {masks.target_size}"
         )
 
     def encoders(self) -> dict[str, Encoder]:
