@@ -58,9 +58,9 @@ def photo() -> Tensor:
     return resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], (SIZE, SIZE))
 
 
-def draw_some_masks(count: int) -> Masks:
-    """Draw the masks that the first `count` images of a run with the default settings would get."""
-    return MaskSampler(MaskConfig(), (GRID, GRID)).sample(Rng(seed=0, step=0, rows=torch.arange(count)))
+def draw_some_masks(first: int, count: int) -> Masks:
+    """Draw the masks that images `first` and on of a batch get with the default settings."""
+    return MaskSampler(MaskConfig(), (GRID, GRID)).sample(Rng(seed=0, step=1, rows=torch.arange(first, first + count)))
 
 
 def shown(index: Tensor, valid: Tensor) -> Tensor:
@@ -86,7 +86,7 @@ def show_photo(axes: Axes, image: Tensor, tokens: Tensor | None = None) -> None:
 
 def draw_masks(rows: int = 3) -> None:
     """Draw masks.png: the photo, the context and the four targets, for several draws."""
-    image, masks = photo(), draw_some_masks(rows)
+    image, masks = photo(), draw_some_masks(0, rows)
     columns = 2 + masks.targets.shape[1]
     panel, gap, title = 1.28, 0.05, 0.25  # inches
     height = title + rows * (panel + gap)
@@ -205,7 +205,7 @@ def show_tokens(axes: Axes, regions: Sequence[tuple[Tensor, str]]) -> None:
 
 def draw_ijepa() -> None:
     """Draw ijepa.png: one step of I-JEPA, with the masks of the first row of masks.png and its first target."""
-    image, masks = photo(), draw_some_masks(1)
+    image, masks = photo(), draw_some_masks(2, 1)
     context = shown(masks.context[0], masks.context_valid[0])
     target = shown(masks.targets[0, 0], masks.targets_valid[0, 0])
     figure, axes = canvas(20, 9.8)

@@ -56,13 +56,11 @@ class DataConfig:
     """Which images, and the form in which the encoder gets them."""
 
     source: str = "sample"
-    """Where the images are: 'sample' (10,000 Fashion-MNIST images inside the package), or a parquet file, folder or
-    glob in the layout of the Hugging Face hub."""
+    """--data for short: 'sample' (inside the package), or a parquet file, folder or glob (Hugging Face hub layout)."""
     image_size: int | tuple[int, int] = 32
     """Side of the images that the encoder sees in pixels, or height and width."""
     canvas: int | None = None
-    """Bring the shorter side of every image to this many pixels and cut the centre square while decoding. Needed
-    where the images are not all of one size; None keeps them as they are."""
+    """Cut every image to its centre square of this many pixels while decoding; needed where sizes differ."""
     channels: Literal[1, 3] = 3
     """Grey (1) or RGB (3)."""
     mean: tuple[float, ...] | None = None
@@ -124,8 +122,7 @@ class ViTConfig:
     patch: int = 16
     """Side of a patch in pixels."""
     stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """How a patch becomes a token: linear (the paper); conv, strided 3x3 convolutions that look across patch borders;
-    or patch-conv, a few convolutions that stay inside the patch."""
+    """Patch to token: linear (the paper), conv (3x3, looks across patch borders) or patch-conv (stays inside)."""
 
     def __post_init__(self) -> None:
         require(self.patch >= 1, f"backbone.patch is {self.patch}; it takes a number of pixels from 1")
@@ -169,9 +166,7 @@ class MaskConfig:
     """Which tokens are context and which are targets."""
 
     strategy: Literal["multiblock", "block", "random", "rasterized"] = "multiblock"
-    """multiblock: several target blocks and a large context block less the targets (the paper); block: one target
-    block; random: scattered target tokens; rasterized: one quadrant predicts the other three. The last three take
-    everything but the targets as context."""
+    """Targets: several blocks (the paper), one block, random tokens, or the three quadrants that are not context."""
     targets: int = 4
     """Number of target blocks of an image (multiblock)."""
     target_scale: tuple[float, float] = (0.15, 0.2)
@@ -181,7 +176,7 @@ class MaskConfig:
     context_scale: tuple[float, float] = (0.85, 1.0)
     """Share of the tokens that the context block takes, before the targets are cut out (multiblock)."""
     context_limit: float = 1.0
-    """Keep at most this share of all tokens as context, thinned at random: less is faster."""
+    """Keep at most this share of all tokens as context, thinned at random; less is faster."""
     min_context: int = 4
     """Tokens that are left to the context whatever the targets are; a target that would take them is dropped."""
     shared: bool = False
@@ -213,10 +208,9 @@ class IJepaConfig:
     covariance: float = 0.0
     """Weight of the covariance term on the averaged context tokens."""
     ema_half_life: float = 173.0
-    """Steps after which the target encoder has moved half way to the context encoder, at the start of the run
-    (173 is a momentum of 0.996)."""
+    """Steps in which the target encoder moves half way to the context encoder, at first; 173 is a momentum of 0.996."""
     ema_half_life_end: float = 1e9
-    """The same at the end of the run (1e9 is a momentum of 1); the momentum goes from one to the other linearly."""
+    """The same at the end of the run; 1e9 is a momentum of 1. The momentum goes from one to the other linearly."""
     crop: CropConfig = field(default_factory=CropConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
 

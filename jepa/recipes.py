@@ -28,17 +28,17 @@ def demo() -> Config:
     """
     return Config(
         name="demo",
-        steps=700,
+        steps=650,
         batch_size=128,
         save_every=100,
-        eval_every=350,
+        eval_every=325,
         data=DataConfig(source="sample", image_size=28, channels=1),
         backbone=ViTConfig(size="96x4x3", patch=4, stem="conv"),
         objective=IJepaConfig(
             predictor="48x2x3",
             loss="smooth_l1",
             variance=0.01,
-            covariance=0.01,
+            covariance=0.005,
             ema_half_life=35,
             ema_half_life_end=200,
             crop=CropConfig(kind="full"),
@@ -80,7 +80,7 @@ def ijepa_cifar10() -> Config:
 def ijepa_vitb16_in1k() -> Config:
     """I-JEPA ViT-B/16 on ImageNet-1k with the paper's settings.
 
-    Command: torchrun --nproc-per-node 8 jepa/train.py ijepa-vitb16-in1k --data PATH/TO/imagenet-1k
+    Command: torchrun --nproc-per-node 8 -- jepa/train.py ijepa-vitb16-in1k --data PATH/TO/imagenet-1k
     Time: not run here; 600 epochs
     Result: not run here; the paper reports 72.9 linear
     """
@@ -90,7 +90,7 @@ def ijepa_vitb16_in1k() -> Config:
 def ijepa_vitl16_in1k() -> Config:
     """I-JEPA ViT-L/16 on ImageNet-1k with the paper's settings.
 
-    Command: torchrun --nproc-per-node 8 jepa/train.py ijepa-vitl16-in1k --data PATH/TO/imagenet-1k
+    Command: torchrun --nproc-per-node 8 -- jepa/train.py ijepa-vitl16-in1k --data PATH/TO/imagenet-1k
     Time: not run here; 600 epochs
     Result: not run here; the paper reports 77.5 linear
     """
@@ -100,7 +100,7 @@ def ijepa_vitl16_in1k() -> Config:
 def ijepa_vith14_in1k() -> Config:
     """I-JEPA ViT-H/14 on ImageNet-1k with the paper's settings.
 
-    Command: torchrun --nproc-per-node 16 jepa/train.py ijepa-vith14-in1k --data PATH/TO/imagenet-1k
+    Command: torchrun --nproc-per-node 16 -- jepa/train.py ijepa-vith14-in1k --data PATH/TO/imagenet-1k
     Time: not run here; 300 epochs, under 1,200 GPU hours in the paper
     Result: not run here; the paper reports 79.3 linear
     """

@@ -99,7 +99,7 @@ def test_two_processes_are_one(tiny, tmp_path):
     config = dataclasses.replace(tiny, steps=3)
     one = train(config, tmp_path / "one")
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=29871", "--"]
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
     command += ["jepa/train.py", "--config", str(tmp_path / "config.json"), "--run", str(tmp_path / "two")]
     result = subprocess.run(
         command, cwd=ROOT, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
