@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
+from tqdm import tqdm
 
 from jepa.backbones import Encoder
 from jepa.data import Images
@@ -34,11 +35,15 @@ def judge(
     Each of `train` and `test` is images with the index of those to use.
     """
     rows: dict[str, Any] = {}
-    for name, encoder in encoders.items():
-        label = None if quiet else f"features, {name}"
-        fit, score = (extract(encoder, images, index, label=label) for images, index in (train, test))
-        rows[name] = _scores(fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
-    rows["pixels"] = _scores(*(pixels(images, index) for images, index in (train, test)))
+    with tqdm(total=len(encoders) + 1, unit="row", leave=False, disable=quiet) as bar:
+        for name, encoder in encoders.items():
+            bar.set_description(f"judging {name}")
+            label = None if quiet else "features"
+            fit, score = (extract(encoder, images, index, label=label) for images, index in (train, test))
+            rows[name] = _scores(fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
+            bar.update()
+        bar.set_description("judging raw pixels")
+        rows["pixels"] = _scores(*(pixels(images, index) for images, index in (train, test)))
     return {
         name: {key: round(value, 5 if key in ("spread", "penalty") else 2) for key, value in row.items()}
         for name, row in rows.items()
