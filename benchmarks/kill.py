@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -52,10 +53,10 @@ def main() -> None:
         print(f"undisturbed: {seconds:.0f} s")
         for number in range(1, given.kills + 1):
             process = start(killed.path, given.steps, "--resume")
-            time.sleep(moments.uniform(0.02, 0.3) * seconds)
+            time.sleep(moments.uniform(0.05, 0.25) * seconds)
             process.kill()
-            ended = process.wait() == 0
-            print(f"kill {number}: {'the run had ended' if ended else 'killed'}, checkpoint of step {readable(killed)}")
+            assert process.wait() == -signal.SIGKILL, "the run ended before it was killed"
+            print(f"kill {number}: the checkpoint is of step {readable(killed)}", flush=True)
         if readable(killed) < readable(whole):
             assert start(killed.path, given.steps, "--resume").wait() == 0
         one, other = whole.load()[0], killed.load()[0]

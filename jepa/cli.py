@@ -43,7 +43,7 @@ def train(arguments: list[str]) -> int:
         raise InputError(f"the recipe '{given.recipe}' must come first: jepa train {given.recipe} ...")
     config = given.settings
     path = given.run or Path("runs") / config.name
-    if not given.resume:
+    if not (given.resume and (path / "config.json").is_file()):
         _refuse_existing(path)
 
     from jepa.train import Interrupted
@@ -71,7 +71,7 @@ def _first_pass(arguments: Sequence[str]) -> TrainArguments:
     if name is not None and file is not None:
         raise InputError(f"both the recipe '{name}' and --config {file} are given; leave one out")
     config = read_config(file) if file is not None else recipe(name or "demo")
-    saved = Path(run or Path("runs") / config.name) / "config.json"
+    saved = Path(run or Path("runs") / (_value_of("--name", arguments) or config.name)) / "config.json"
     if "--resume" in arguments and file is None and saved.is_file():
         config = read_config(saved)
     return TrainArguments(name or "demo", Path(file) if file else None, None, False, config)
@@ -93,7 +93,7 @@ def _refuse_existing(path: Path) -> None:
             f"the run {path} exists already: 'jepa evaluate {path}' shows what it learned, '--resume' continues it, "
             f"'--run DIR' trains into another folder, and 'rm -r {path}' makes room for a new one"
         )
-    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+    if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
         raise InputError(f"{path} exists and is not a run folder; choose another with --run DIR")
 
 
@@ -172,4 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BrokenPipeError:  # `jepa train --help | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
+    except OSError as error:
+        print(f"jepa: {error.filename or 'a file'} cannot be used: {error.strerror}", file=sys.stderr)
+        code = 2
     sys.exit(code)

@@ -80,6 +80,8 @@ class DataConfig:
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, f"data.image_size is {self.image_size}; it takes a number of pixels from 1")
         require(0 <= self.holdout < 0.5, f"data.holdout is {self.holdout}; it takes a share from 0 to below 0.5")
+        require(self.canvas is None or self.canvas >= 1, f"data.canvas is {self.canvas}; it takes a number of pixels")
+        require(self.std is None or min(self.std, default=1) > 0, f"data.std is {self.std}; it takes numbers above 0")
         for name, values in (("mean", self.mean), ("std", self.std)):
             given = values is None or len(values) == self.channels
             require(
@@ -135,6 +137,11 @@ class ViTConfig:
         powers = self.patch & (self.patch - 1) == 0 and self.patch >= 2
         fits = self.stem == "linear" or powers
         require(fits, f"backbone.stem '{self.stem}' needs a patch that is a power of 2; backbone.patch is {self.patch}")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a token's side."""
+        return self.patch
 
     @property
     def dimensions(self) -> tuple[int, int, int, float]:
@@ -249,6 +256,9 @@ class OptimConfig:
         for name in ("lr", "lr_start", "lr_end", "warmup", "weight_decay", "weight_decay_end"):
             value = getattr(self, name)
             require(value >= 0 and math.isfinite(value), f"optim.{name} is {value}; it takes a number from 0")
+        require(
+            all(0 <= beta < 1 for beta in self.betas), f"optim.betas is {self.betas}; it takes rates from 0 to below 1"
+        )
         require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
 
 
@@ -293,9 +303,15 @@ class Config:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} is {value}; it takes a whole number from 1")
+        require(0 <= self.seed < 2**31, f"seed is {self.seed}; it takes a whole number from 0 to below {2**31}")
         require(self.eval_every >= 0, f"eval_every is {self.eval_every}; it takes a whole number from 0")
         divides = self.batch_size % self.accumulate == 0
         require(divides, f"accumulate is {self.accumulate}, which does not divide the batch_size {self.batch_size}")
+        statistics = self.objective.variance + self.objective.covariance > 0
+        require(
+            self.batch_size // self.accumulate >= 2 or not statistics,
+            f"batch_size is {self.batch_size} in {self.accumulate} parts; its variance needs 2 a part",
+        )
         height, width = self.data.size
         patch = self.backbone.patch
         fits = height % patch == 0 and width % patch == 0
@@ -346,7 +362,10 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     if part in KINDS and isinstance(value, dict):
         kind = value.get("kind", next(iter(KINDS[part])))
         known = KINDS[part]
-        require(kind in known, f"{where}.kind is '{kind}'; it takes {', '.join(known)}{suggest(str(kind), known)}")
+        require(
+            isinstance(kind, str) and kind in known,
+            f"{where}.kind is '{kind}'; it takes {', '.join(known)}{suggest(str(kind), known)}",
+        )
         return from_dict(known[kind], value, where)
     if is_dataclass(hint):
         return from_dict(typing.cast(type, hint), value, where)
@@ -361,7 +380,7 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
         if len(inner) == len(value):
             return tuple(_value(item_hint, item, where) for item_hint, item in zip(inner, value, strict=True))
-    elif origin is Literal and value in arguments:
+    elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
         return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
         return float(value)

@@ -71,6 +71,8 @@ def pick_device(name: str) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"device is '{name}'; it takes auto, cpu, cuda, cuda:1 or mps") from error
+    if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
+        raise InputError(f"device is '{name}', which is not here; it takes auto, cpu, cuda, cuda:1 or mps")
     if device.type == "cuda":
         if not torch.cuda.is_available():
             raise InputError(f"device is '{name}', but torch sees no CUDA GPU here; leave --device out to use the CPU")
@@ -85,7 +87,7 @@ def pick_device(name: str) -> torch.device:
 @contextmanager
 def session(device: torch.device) -> Iterator[None]:
     """Join the other processes where torchrun started this one, and leave them at the end."""
-    if "WORLD_SIZE" not in os.environ or dist.is_initialized():
+    if not {"WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield
         return
     dist.init_process_group("nccl" if device.type == "cuda" else "gloo")

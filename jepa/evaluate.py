@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from jepa import __version__
-from jepa.config import DataConfig
+from jepa.config import DataConfig, InputError
 from jepa.data import open_dataset, split_holdout
 from jepa.distributed import pick_device
 from jepa.evaluation import judge, table
@@ -26,18 +26,18 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     """Score the last checkpoint of a run, from the train to the test split of its data, and write evaluation.json.
 
     The trained encoders (target and context) stand beside the same encoder with the weights it started from, and raw
-    pixels. Scores are percentages of tokens averaged to one vector. Where a source has no test split a fifth of the
-    training images, seen in training without their labels, takes its place, and the result says so.
+    pixels. Scores are percentages of tokens averaged to one vector. Where a source has no test split, a fifth of the
+    training images (at most 2,000), seen in training without their labels, takes its place, and the result says so.
     """
     began = time.perf_counter()
     run = Run.open(path)
     config = run.config
     data = config.data if source is None else dataclasses.replace(config.data, source=source)
+    tensors, facts = run.load()
     objective = fresh_objective(config)
-    device = pick_device(config.device)
+    device = pick_device("auto")
     untrained = next(iter(objective.encoders().values()))
     encoders = {"untrained": copy.deepcopy(untrained).to(device)}
-    tensors, facts = run.load()
     unpack(tensors, objective, None, run.checkpoint())
     names = ["trained", *list(objective.encoders())[1:]]
     trained = zip(names, objective.encoders().values(), strict=True)
@@ -53,6 +53,7 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         "evaluation_seconds": round(time.perf_counter() - began, 1),
         "data": {"source": data.source, "train": len(train[1]), "test": len(test[1]), "split": split},
         "protocol": {
+            "pixels": "at most 32x32",
             "pooling": "tokens averaged; linear_last4: the last four layers averaged and concatenated",
             "knn": "k 20, cosine of centred features, weights exp(s / 0.07)",
             "linear": "logistic regression on standardised features, L2 chosen on a tenth of train",
@@ -60,7 +61,7 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         "version": __version__,
     }
     if "knn" not in rows["trained"]:
-        result["left_out"] = f"kNN and linear probe: {data.source} has no labels"
+        result["left_out"] = f"kNN and linear probe: {train[0].name} or {test[0].name} has no labels"
     run.write_json("evaluation.json", result)
     return result
 
@@ -72,6 +73,8 @@ def _splits(data: DataConfig) -> tuple[Any, Any, str]:
     if test is not None:
         return (train, torch.arange(len(train))), (test, torch.arange(len(test))), "train to test"
     fit, score = split_holdout(len(train), TEST_SHARE)
+    if len(score) < 2:
+        raise InputError(f"{data.source} has {len(train)} images and no test split: too few to fit and to score on")
     return (train, fit), (train, score), f"no test split: {len(score)} training images are scored instead"
 
 

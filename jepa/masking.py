@@ -42,7 +42,8 @@ class MaskSampler:
         self.num_tokens = grid[0] * grid[1]
         rows = torch.arange(CALIBRATION)
         context, targets = self._regions(Rng(0, 0, rows), CALIBRATION)
-        area = int(targets.sum(-1).max()) if config.strategy != "multiblock" else self._largest_target()
+        drawn_freely = config.strategy in ("random", "rasterized")
+        area = int(targets.sum(-1).max()) if drawn_freely else self._largest_target()
         if self.num_tokens - area < config.min_context:
             raise InputError(
                 f"a target of {area} of the {self.num_tokens} tokens (grid {grid[0]}x{grid[1]}) leaves less than "

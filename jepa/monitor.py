@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import sys
 import time
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -27,7 +29,8 @@ def diagnose(now: dict[str, float], untrained: dict[str, float], dim: int) -> st
     `now` and `untrained` hold `spread`, `rankme` and, with labels, `knn` of the encoder at a step and before training.
     """
     advice = (
-        "try --objective.variance 1 --objective.covariance 1, a lower --optim.lr, or a longer --objective.ema-half-life"
+        "try --objective.variance 0.1 --objective.covariance 0.1, a lower --optim.lr, "
+        "or a longer --objective.ema-half-life"
     )
     if now["rankme"] < 2 or now["spread"] < 0.01 * untrained["spread"]:
         return (
@@ -72,12 +75,13 @@ class Monitor:
             return None
         from torch.utils.tensorboard import SummaryWriter  # takes a second to import, and is optional
 
-        return SummaryWriter(str(self.run.path / "tensorboard"))
+        with self.run.writing():
+            return SummaryWriter(str(self.run.path / "tensorboard"))
 
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.main:
-            self.bar.write(text)
+            self.bar.write(text, file=sys.stderr)
 
     def begin(self, device: str) -> None:
         """Print what is trained on what, and judge the encoder before training."""
@@ -90,13 +94,13 @@ class Monitor:
         if self.window[0] == 0 and self.config.eval_every:
             self.evaluate(0)
 
-    def step(self, done: int, losses: dict[str, Tensor], rate: float) -> None:
-        """Count a step; every `log_every` write its figures, every `eval_every` judge the encoder."""
+    def step(self, done: int, parts: list[dict[str, Tensor]], rate: float) -> None:
+        """Count a step; every `log_every` write the figures of its parts, every `eval_every` judge the encoder."""
         self.bar.update()
         if done % self.config.log_every == 0 or done == self.config.steps:
-            terms = torch.stack([value.detach().float() for value in losses.values()])
+            terms = torch.stack([torch.stack([term.float() for term in part.values()]) for part in parts]).mean(0)
             values = (distributed.all_sum(terms) / distributed.world_size()).tolist()
-            record = dict(zip(losses, values, strict=True))
+            record = dict(zip(parts[0], values, strict=True))
             if not math.isfinite(record["loss"]):
                 raise InputError(
                     f"the loss is {record['loss']} at step {done}; the last checkpoint is from before it: lower "
@@ -115,6 +119,7 @@ class Monitor:
 
     def evaluate(self, done: int) -> None:
         """Judge the headline encoder, keep the best, and say so when it goes wrong."""
+        self.refuse_nan(done)
         began = time.perf_counter()
         if self.main:
             encoder = next(iter(self.objective.encoders().values()))
@@ -133,18 +138,28 @@ class Monitor:
         before, since = self.window
         self.window = (before, since + time.perf_counter() - began)  # the evaluation is not part of images/s
 
+    def refuse_nan(self, done: int) -> None:
+        """Stop rather than judge or save weights that are not numbers."""
+        floats = [tensor for tensor in self.objective.state_dict().values() if tensor.is_floating_point()]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+            raise InputError(
+                f"the weights are no numbers at step {done}; the last checkpoint is from before it: lower --optim.lr "
+                "or set --optim.clip 1"
+            )
+
     def write(self, record: dict[str, Any]) -> None:
         """Write a record to metrics.jsonl and TensorBoard."""
         if not self.main:
             return
         self.run.log(record)
         if self.writer is not None:
-            for name, value in record.items():
-                if name != "step":
-                    self.writer.add_scalar(name, value, record["step"])
+            with self.run.writing():
+                for name in record.keys() - {"step"}:
+                    self.writer.add_scalar(name, record[name], record["step"])
 
     def save(self, done: int, optimizer: torch.optim.Optimizer) -> None:
         """Write the last checkpoint."""
+        self.refuse_nan(done)
         if self.main:
             seconds = time.perf_counter() - self.began
             self.run.save("last", pack(self.objective, optimizer), step=done, seconds=seconds)
@@ -153,4 +168,5 @@ class Monitor:
         """End the bar and TensorBoard."""
         self.bar.close()
         if self.writer is not None:
-            self.writer.close()
+            with suppress(OSError):  # a full disk has been reported by then; the figures are in metrics.jsonl
+                self.writer.close()

@@ -1,6 +1,7 @@
 """A run folder: config.json, metrics.jsonl, checkpoints/ and evaluation.json; all that other tools read.
 
-Every file is written to a temporary name and renamed, so a run that is killed at any moment can be read.
+Every file is written to a temporary name and renamed, but for metrics.jsonl, which grows line by line; so a run that is
+killed at any moment can be read.
 """
 
 from __future__ import annotations
@@ -36,9 +37,11 @@ class Run:
     def create(cls, path: str | Path, config: Config) -> Run:
         """Make a new run folder."""
         run = cls(path)
-        with run._writing():
-            (run.path / "checkpoints").mkdir(parents=True, exist_ok=True)
+        with run.writing():
+            run.path.mkdir(parents=True, exist_ok=True)
         run.write_json("config.json", to_dict(config))
+        with run.writing():
+            run.checkpoint().parent.mkdir(exist_ok=True)
         return run
 
     @classmethod
@@ -69,7 +72,7 @@ class Run:
         """Write a checkpoint; `facts` are JSON values kept in its header."""
         target = self.checkpoint(name)
         header = {"format": FORMAT, "facts": json.dumps(facts)}
-        with self._writing():
+        with self.writing():
             self._replace(target, lambda temporary: save_file(tensors, temporary, header))
 
     def load(self, name: str = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -81,7 +84,7 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self._writing(), (self.path / "metrics.jsonl").open("a") as file:
+        with self.writing(), (self.path / "metrics.jsonl").open("a") as file:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
@@ -98,13 +101,13 @@ class Run:
     def forget_after(self, step: int) -> None:
         """Drop the metrics of steps that a resumed run will do again."""
         lines = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        with self._writing():
+        with self.writing():
             self._replace(self.path / "metrics.jsonl", lambda temporary: temporary.write_text("".join(lines)))
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run folder."""
         text = json.dumps(values, indent=2) + "\n"
-        with self._writing():
+        with self.writing():
             self._replace(self.path / name, lambda temporary: temporary.write_text(text))
 
     @staticmethod
@@ -120,7 +123,7 @@ class Run:
             temporary.unlink(missing_ok=True)
 
     @contextmanager
-    def _writing(self) -> Iterator[None]:
+    def writing(self) -> Iterator[None]:
         """Turn a full or unwritable disk into one sentence."""
         try:
             yield
@@ -180,8 +183,9 @@ def unpack(
 
 def fresh_objective(config: Config) -> Objective:
     """Build the objective with the weights that a run of this config starts from."""
-    torch.manual_seed(config.seed)
-    return build_objective(config)
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
+        torch.manual_seed(config.seed)
+        return build_objective(config)
 
 
 def load_encoder(path: str | Path, encoder: str = "target", checkpoint: str = "last") -> Encoder:
@@ -191,8 +195,8 @@ def load_encoder(path: str | Path, encoder: str = "target", checkpoint: str = "l
         run, checkpoint = Run.open(given.parent.parent), given.stem
     else:
         run = Run.open(given)
-    objective = fresh_objective(run.config)
     tensors, _ = run.load(checkpoint)
+    objective = fresh_objective(run.config)
     unpack(tensors, objective, None, run.checkpoint(checkpoint))
     encoders = objective.encoders()
     if encoder not in encoders:

@@ -20,6 +20,7 @@ from types import FrameType
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from jepa import distributed
 from jepa.config import Config, DataConfig, InputError, flat
@@ -69,12 +70,14 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             objective.train()
             for step, parts in zip(steps, loader.steps(steps), strict=True):
                 rate = set_schedule(optimizer, step, config.steps, config.optim)
+                terms: list[dict[str, Tensor]] = []
                 for number, batch in enumerate(parts, 1):
                     inputs = objective.sample(batch, Rng(config.seed, step, batch.rows))
                     with distributed.without_sync(model, skip=number < len(parts)):
                         with autocast:
                             losses = model(inputs)
                         (losses["loss"] / len(parts)).backward()
+                    terms.append({name: term.detach() for name, term in losses.items()})
                 if config.optim.clip is not None:
                     torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
                 optimizer.step()
@@ -83,10 +86,10 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
 
                 done = step + 1
                 stop = distributed.any_true(stopped(), device)
-                monitor.step(done, losses, rate)
+                monitor.step(done, terms, rate)
                 if done % config.save_every == 0 or done == config.steps or stop:
                     monitor.save(done, optimizer)
-                if stop:
+                if stop and done < config.steps:
                     said = f"stopped at step {done} of {config.steps}; continue with --resume"
                     raise Interrupted(said, stopped() or signal.SIGTERM)
     return run

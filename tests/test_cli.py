@@ -48,6 +48,22 @@ def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
     assert Run.open(run).load()[1]["step"] == 6
 
 
+def test_resume_finds_the_run_by_its_name(capsys, monkeypatch, tmp_path, tiny):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "tiny.json").write_text(json.dumps(to_dict(tiny)))
+    call(capsys, "train", "--config", "tiny.json", "--run", "runs/mine", "--steps", "3", "--optim.lr", "2e-3")
+    code, _, err = call(capsys, "train", "demo", "--name", "mine", "--resume", "--steps", "4")
+    assert (code, Run("runs/mine").load()[1]["step"]) == (0, 4), err
+
+
+def test_resume_does_not_write_into_a_folder_that_is_no_run(capsys, tmp_path):
+    (tmp_path / "photo.jpg").touch()
+    code, _, err = call(capsys, "train", "--resume", "--run", str(tmp_path))
+    assert code == 2
+    assert "is not a run folder" in err
+    assert [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
 def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
     for flag in (["--data", "nowhere"], ["--data=nowhere"], ["--data.source", "nowhere"]):
         code, _, err = call(capsys, "train", "--config", config_file, "--run", str(tmp_path / "run"), *flag)

@@ -64,6 +64,7 @@ def test_parts_carry_their_kind():
         ({"backbone": {"kind": "vitt"}}, "config.backbone.kind is 'vitt'; it takes vit; did you mean 'vit'?"),
         ({"precision": "fp8"}, "config.precision is 'fp8'; it takes auto, fp32, bf16"),
         ({"objective": {"crop": {"scale": [0.5]}}}, "config.objective.crop.scale is [0.5]; it takes"),
+        ({"data": {"channels": 1.0}}, "config.data.channels is 1.0; it takes 1, 3"),
         ([], "config is []; it takes an object of settings"),
     ],
 )
@@ -90,6 +91,11 @@ def test_bad_json_is_one_sentence(values, message):
         (lambda: IJepaConfig(ema_half_life=0), "objective.ema_half_life is 0"),
         (lambda: OptimConfig(lr=-1), "optim.lr is -1"),
         (lambda: DataConfig(channels=3, mean=(0.5,)), "data.mean has 1 values; it takes 3"),
+        (lambda: DataConfig(canvas=0), "data.canvas is 0"),
+        (lambda: DataConfig(std=(0.0, 1.0, 1.0)), "data.std is"),
+        (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas is"),
+        (lambda: Config(seed=-1), "seed is -1"),
+        (lambda: Config(batch_size=4, accumulate=4, objective=IJepaConfig(variance=1)), "its variance needs 2 a part"),
         (lambda: DataConfig(holdout=0.7), "data.holdout is 0.7"),
     ],
 )

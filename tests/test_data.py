@@ -9,6 +9,7 @@ import torch
 
 from jepa.config import DataConfig, InputError
 from jepa.data import EncodedImages, Loader, open_dataset, split_holdout, step_order
+from jepa.data.sources import SAMPLE
 from jepa.train import measured
 from tests.conftest import toy_images, write_parquet
 
@@ -27,7 +28,7 @@ def test_the_sample_is_fashion_mnist():
     filled = measured(data, train)
     assert abs(filled.mean[0] - 0.286) < 0.005  # the published statistics of the whole set: 0.2860 and 0.3530
     assert abs(filled.std[0] - 0.353) < 0.005
-    assert sum(file.stat().st_size for file in Path("jepa/data/sample").glob("*.parquet")) < 6e6
+    assert sum(file.stat().st_size for file in SAMPLE.glob("*.parquet")) < 6e6
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the project")
@@ -100,6 +101,41 @@ def test_holdout_is_disjoint_and_the_same_for_all():
     assert len(held) == 100
     assert len(torch.cat([train, held]).unique()) == 1000
     assert len(split_holdout(10**6, 0.1)[1]) == 2000
+
+
+def test_a_test_split_with_hidden_labels_gives_way_to_validation(tmp_path):
+    images, labels = toy_images(6)
+    write_parquet(tmp_path / "train-0.parquet", images, labels)
+    write_parquet(tmp_path / "test-0.parquet", images, [-1] * 6)
+    data = DataConfig(source=str(tmp_path), image_size=16)
+    assert open_dataset(data, "test").labels is None
+    write_parquet(tmp_path / "validation-0.parquet", images[:4], labels[:4])
+    assert open_dataset(data, "test").labels.tolist() == labels[:4]
+
+
+def test_a_split_can_stand_anywhere_in_the_file_name(tmp_path):
+    images, labels = toy_images(6)
+    write_parquet(tmp_path / "mnist-train.parquet", images[:4], labels[:4])
+    write_parquet(tmp_path / "mnist-test.parquet", images[4:], labels[4:])
+    write_parquet(tmp_path / "contest.parquet", images, labels)  # not a test split
+    data = DataConfig(source=str(tmp_path), image_size=16)
+    assert (len(open_dataset(data)), len(open_dataset(data, "test"))) == (10, 2)
+
+
+def test_labels_and_columns_that_do_not_fit(tmp_path):
+    images, labels = toy_images(3)
+    first = write_parquet(tmp_path / "a" / "train-0.parquet", images, labels)
+    write_parquet(tmp_path / "a" / "train-1.parquet", images)
+    with pytest.raises(InputError, match="has other columns than"):
+        open_dataset(DataConfig(source=str(tmp_path / "a")))
+    table = pq.read_table(first)
+    for name, column in {"words": pa.array(["x", "y", "z"]), "holes": pa.array([0, None, 1])}.items():
+        pq.write_table(table.set_column(1, "label", column), tmp_path / f"{name}.parquet")
+        with pytest.raises(InputError, match="must hold a whole number in every row"):
+            open_dataset(DataConfig(source=str(tmp_path / f"{name}.parquet")))
+    plain = pa.table({"image": pa.array([row["bytes"].as_py() for row in table["image"]], pa.large_binary())})
+    pq.write_table(plain, tmp_path / "plain.parquet")
+    assert len(open_dataset(DataConfig(source=str(tmp_path / "plain.parquet"), image_size=16))) == 3
 
 
 def test_bad_sources_are_one_sentence(tmp_path, toy_source):

@@ -144,6 +144,15 @@ def test_covariance_leaves_out_the_diagonal_and_variance_stops_at_the_hinge():
     assert covariance_term < 1e-3
 
 
+def test_covariance_stays_in_fp32_under_autocast():
+    x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+    expected = torch.cov(x.T)
+    with torch.autocast("cpu", torch.bfloat16):
+        covariance = covariance_matrix(x)
+    assert covariance.dtype == torch.float32
+    assert torch.allclose(covariance, expected, atol=1e-5)
+
+
 def test_constant_embeddings_have_a_finite_gradient():
     x = torch.ones(8, 4, requires_grad=True)
     variance, covariance = variance_covariance(x)

@@ -138,3 +138,6 @@ def test_any_grid_ends_with_context_and_targets(rows, columns, targets, high, mi
 def test_targets_that_leave_no_context_are_refused():
     with pytest.raises(InputError, match=r"leaves less than masks\.min_context"):
         MaskSampler(MaskConfig(target_scale=(0.9, 1.0)), (8, 8))
+    for low in (0.8, 0.98):
+        with pytest.raises(InputError, match=r"leaves less than masks\.min_context"):
+            MaskSampler(MaskConfig(strategy="block", target_scale=(low, 1.0)), (8, 8))

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from jepa.config import InputError
@@ -95,7 +95,7 @@ def decode(file: bytes, channels: int, canvas: int | None, where: str) -> np.nda
             if canvas is not None:
                 opened.draft("RGB", (canvas, canvas))  # JPEG: decode at a fraction of the size where that is enough
             image = opened.convert("L" if channels == 1 else "RGB")
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:  # Pillow raises all of them
         raise InputError(f"{where} cannot be read as an image: {error}") from error
     if canvas is not None:
         factor = canvas / min(image.size)

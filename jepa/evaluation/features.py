@@ -15,6 +15,7 @@ from jepa.views import as_float, resize
 __all__ = ["Features", "extract", "pixels"]
 
 BATCH = 250
+PIXEL_SIDE = 32
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,13 @@ def extract(encoder: Encoder, images: Images, index: Tensor, last4: bool = True,
 
 
 def pixels(images: Images, index: Tensor) -> Features:
-    """Take the raw pixels of the images at `index` as features, the baseline that everything must beat."""
-    parts = [as_float(images.batch(part)).flatten(1) for part in index.split(BATCH)]
+    """Take the raw pixels of the images at `index` as features, the baseline that everything must beat.
+
+    Images of more pixels than 32x32 are brought to that, or the probe would not fit into memory.
+    """
+    parts = []
+    for part in index.split(BATCH):
+        batch = as_float(images.batch(part))
+        small = batch.shape[-2] * batch.shape[-1] <= PIXEL_SIDE**2
+        parts.append((batch if small else resize(batch, (PIXEL_SIDE, PIXEL_SIDE))).flatten(1))
     return Features(torch.cat(parts), None if images.labels is None else images.labels[index])

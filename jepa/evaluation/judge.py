@@ -62,7 +62,7 @@ def _scores(train: Features, test: Features) -> dict[str, float]:
 
 def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> dict[str, float]:
     """Judge an encoder quickly during training: kNN from training to held-out images, spread and RankMe."""
-    train = extract(encoder, images, bank[:: max(1, len(bank) // ONLINE_BANK)], last4=False)
+    train = extract(encoder, images, bank[:: -(-len(bank) // ONLINE_BANK)], last4=False)
     test = extract(encoder, images, held_out, last4=False) if len(held_out) else train
     result = {"spread": spread(train.x), "rankme": rankme(train.x)}
     if train.labels is not None and test.labels is not None and len(held_out):

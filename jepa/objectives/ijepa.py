@@ -68,9 +68,9 @@ class IJepa(Objective):
         super().__init__()
         self.config: IJepaConfig = config.objective
         self.context = build_encoder(config.backbone, config.data)
-        patch = config.backbone.patch
+        stride = config.backbone.stride
         self.size = config.data.size
-        self.grid = (self.size[0] // patch, self.size[1] // patch)
+        self.grid = (self.size[0] // stride, self.size[1] // stride)
         self.predictor = Predictor(config, self.context.backbone.dim, self.grid)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
         self.masks = MaskSampler(self.config.masks, self.grid)
@@ -95,7 +95,7 @@ class IJepa(Objective):
             losses["loss"] = prediction + self.config.variance * variance + self.config.covariance * covariance
             losses |= {"variance": variance.detach(), "covariance": covariance.detach()}
         losses["padding"] = 1 - masks.context_valid.float().mean()
-        losses["spread"] = F.normalize(whole.mean(1).float(), dim=-1).std(0).mean()
+        losses["spread"] = F.normalize(whole.mean(1).float(), dim=-1).std(0, correction=0).mean()
         return losses
 
     def distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:

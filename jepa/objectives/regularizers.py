@@ -15,10 +15,11 @@ def covariance_matrix(x: Tensor) -> Tensor:
 
     With accumulation it is that of one part, since the others are not there at the same time.
     """
-    x = x.float()
-    count = len(x) * world_size()
-    centred = x - all_sum(x.sum(0)) / count
-    return all_sum(centred.T @ centred) / (count - 1)
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round variances to three digits
+        x = x.float()
+        count = len(x) * world_size()
+        centred = x - all_sum(x.sum(0)) / count
+        return all_sum(centred.T @ centred) / (count - 1)
 
 
 def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
