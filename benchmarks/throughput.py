@@ -25,6 +25,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from jepa.allocator import keep_freed_memory
 from jepa.config import Config, CropConfig, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig, parse_width
 from jepa.data import Batch
 from jepa.distributed import pick_device
@@ -156,6 +157,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Print one table."""
     given = arguments()
+    keep_freed_memory()  # as `jepa train` does; the reference gains by it too
     device = pick_device(given.device)
     bf16 = device.type == "cuda"
     config = Config(

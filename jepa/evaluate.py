@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from jepa import __version__
+from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
 from jepa.data import open_dataset, split_holdout
 from jepa.distributed import pick_device
@@ -30,6 +31,7 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     training images (at most 2,000), seen in training without their labels, takes its place, and the result says so.
     """
     began = time.perf_counter()
+    keep_freed_memory()
     run = Run.open(path)
     config = run.config
     data = config.data if source is None else dataclasses.replace(config.data, source=source)

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor
 
 from jepa import distributed
+from jepa.allocator import keep_freed_memory
 from jepa.config import Config, DataConfig, InputError, flat
 from jepa.data import Images, Loader, open_dataset, split_holdout
 from jepa.monitor import Monitor
@@ -46,6 +47,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
     Raises `InputError` where the config does not fit the data or the device, and `Interrupted` after Ctrl-C or SIGTERM,
     once everything is saved.
     """
+    keep_freed_memory()
     device = distributed.pick_device(config.device)
     with distributed.session(device), _signals() as stopped:
         images = open_dataset(config.data)

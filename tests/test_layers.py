@@ -5,7 +5,7 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = [
-    ["config", "torchvision_guard"],
+    ["config", "torchvision_guard", "allocator"],
     ["rng", "distributed", "optim"],
     ["data", "views", "masking"],
     ["backbones"],
