@@ -23,8 +23,8 @@ def demo() -> Config:
     """I-JEPA on the built-in sample: 10,000 images of Fashion-MNIST.
 
     Command: jepa train demo
-    Time: DEMO_TIME
-    Result: DEMO_RESULT
+    Time: 90 seconds of training on two cores
+    Result: kNN 76.2 ± 0.6, linear 80.7 ± 0.8 (untrained 69.3 ± 1.6, 76.7 ± 0.5; raw pixels 83.1, 85.5)
     """
     return Config(
         name="demo",
