@@ -116,6 +116,7 @@ class Run:
         temporary = target.with_name(f".{target.name}.tmp")
         try:
             write(temporary)
+            temporary.chmod(0o644)  # safetensors makes its files private, which a team on one machine cannot use
             with temporary.open("rb") as file:
                 os.fsync(file.fileno())
             temporary.replace(target)

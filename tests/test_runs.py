@@ -23,6 +23,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     assert facts == {"step": 5, "seconds": 1.0}
     assert Run.open(tmp_path / "run").config == Config()
     assert not list(run.path.rglob("*.tmp"))
+    assert run.checkpoint().stat().st_mode & 0o777 == 0o644
 
 
 def test_what_is_not_a_run(tmp_path):
