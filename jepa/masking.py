@@ -41,7 +41,7 @@ class MaskSampler:
         self.config, self.grid = config, grid
         self.num_tokens = grid[0] * grid[1]
         rows = torch.arange(CALIBRATION)
-        context, targets = self._regions(Rng(0, 0, rows), CALIBRATION)
+        context, targets = self._regions(Rng(0, 0, rows))
         drawn_freely = config.strategy in ("random", "rasterized")
         area = int(targets.sum(-1).max()) if drawn_freely else self._largest_target()
         if self.num_tokens - area < config.min_context:
@@ -64,14 +64,14 @@ class MaskSampler:
         batch = len(rng.rows)
         if self.config.shared:
             rng = Rng(rng.seed, rng.step, torch.zeros_like(rng.rows[:1]))
-        context, targets = self._regions(rng, len(rng.rows))
+        context, targets = self._regions(rng)
         priority = rng.uniform("thin", targets.shape[1] + 1, self.num_tokens)
         masks = Masks(
             *_thin(context, priority[:, 0], self.num_context), *_thin(targets, priority[:, 1:], self.target_size)
         )
         return Masks(*(part.expand(batch, *part.shape[1:]) for part in masks)) if self.config.shared else masks
 
-    def _regions(self, rng: Rng, batch: int) -> tuple[Tensor, Tensor]:
+    def _regions(self, rng: Rng) -> tuple[Tensor, Tensor]:
         """Draw which tokens are context (B, N) and which are targets (B, M, N), as booleans."""
         strategy = self.config.strategy
         if strategy == "random":

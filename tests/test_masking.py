@@ -76,7 +76,7 @@ def test_rasterized_asks_for_the_three_other_quadrants():
 
 def test_targets_are_full_rectangles_before_thinning():
     sampler = MaskSampler(MaskConfig(), (14, 14))
-    _, targets = sampler._regions(Rng(0, 0, torch.arange(500)), 500)
+    _, targets = sampler._regions(Rng(0, 0, torch.arange(500)))
     blocks = targets.flatten(0, 1).view(-1, 14, 14)
     blocks = blocks[blocks.flatten(1).any(1)]
     height, width = blocks.any(2).sum(1), blocks.any(1).sum(1)

@@ -28,18 +28,16 @@ def judge(
     encoders: dict[str, Encoder],
     train: tuple[Images, Tensor],
     test: tuple[Images, Tensor],
-    quiet: bool = False,
 ) -> dict[str, Any]:
     """Score encoders and raw pixels, fitted on train and scored on test; percentages, rounded to 0.01.
 
     Each of `train` and `test` is images with the index of those to use.
     """
     rows: dict[str, Any] = {}
-    with tqdm(total=len(encoders) + 1, unit="row", leave=False, disable=quiet) as bar:
+    with tqdm(total=len(encoders) + 1, unit="row", leave=False) as bar:
         for name, encoder in encoders.items():
             bar.set_description(f"judging {name}")
-            label = None if quiet else "features"
-            fit, score = (extract(encoder, images, index, label=label) for images, index in (train, test))
+            fit, score = (extract(encoder, images, index, label="features") for images, index in (train, test))
             rows[name] = _scores(fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
             bar.update()
         bar.set_description("judging raw pixels")

@@ -57,12 +57,12 @@ def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels:
     return accuracy(test, test_labels, weights), best[1]
 
 
-def fit_logistic(x: Tensor, y: Tensor, start: Tensor, penalty: float, iterations: int = 100) -> Tensor:
+def fit_logistic(x: Tensor, y: Tensor, start: Tensor, penalty: float) -> Tensor:
     """Minimise mean cross-entropy + penalty/2 · |W|² from `start`; returns weights (D + 1, classes), bias last."""
     with torch.enable_grad():
         weights = start.clone().requires_grad_()
         optimizer = torch.optim.LBFGS(
-            [weights], max_iter=iterations, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
+            [weights], max_iter=100, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
         )
 
         def closure() -> Tensor:
