@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -14,9 +15,12 @@ import tyro
 
 from jepa import __version__
 from jepa.config import Config, InputError, read_config, suggest
+from jepa.plan import plan
 from jepa.recipes import RECIPES, facts, recipe
 
 __all__ = ["main"]
+
+PLANNED = "ijepa-folder"  # the recipe whose settings follow from the images
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,31 @@ def _first_pass(arguments: Sequence[str]) -> TrainArguments:
     saved = Path(run or Path("runs") / (_value_of("--name", arguments) or config.name)) / "config.json"
     if "--resume" in arguments and file is None and saved.is_file():
         config = read_config(saved)
+    elif name == PLANNED and not {"-h", "--help"} & set(arguments):
+        config = _planned(arguments, saved.parent.parent / ".cache")
     return TrainArguments(name or "demo", Path(file) if file else None, None, False, config)
+
+
+def _planned(arguments: Sequence[str], cache: Path) -> Config:
+    """Look at the images and the device, choose the settings, and print them with the reasons."""
+    source = _value_of("--data.source", arguments)
+    if source is None:
+        raise InputError(f"{PLANNED} chooses its settings from your images; say which: --data PATH/TO/FOLDER")
+    given = _value_of("--data.image-size", arguments)
+    place = next((i for i, argument in enumerate(arguments) if argument == "--data.image-size"), len(arguments))
+    sizes = [given or "", *arguments[place + 2 : place + 3]]
+    numbers = [int(size) for size in sizes if size.isdigit() and int(size) > 0]
+
+    from jepa.describe import situation
+
+    now, seen = situation(source, _value_of("--device", arguments) or "auto", cache)
+    config, choices = plan(source, now, (numbers[0], numbers[-1]) if numbers else None)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{PLANNED}: {seen}; chosen for that, each can be given otherwise:", file=sys.stderr)
+        for choice in choices:
+            setting = f"{choice.flag} {choice.value}"
+            print(f"  {setting:<26} {choice.reason}", file=sys.stderr)
+    return config
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
@@ -138,7 +166,36 @@ def recipes(arguments: list[str]) -> int:
     return tyro.cli(command, args=arguments, prog="jepa recipes")
 
 
-COMMANDS: dict[str, Callable[[list[str]], int]] = {"train": train, "evaluate": evaluate, "recipes": recipes}
+def data(arguments: list[str]) -> int:
+    """Describe a source of images and draw a contact sheet: jepa data SOURCE [--all] [--sheet FILE]."""
+
+    def command(
+        source: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")],
+        all: bool = False,
+        sheet: Path | None = None,
+    ) -> int:
+        """Count the images and classes of a source, and look at 2,000 images: sizes, colours, broken files, duplicates.
+
+        Args:
+            source: What --data takes: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
+            all: Look at every image.
+            sheet: Where the contact sheet is written; contact-sheet-NAME.jpg by default.
+        """
+        from jepa.describe import describe
+
+        name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).resolve().name) if source != "sample" else source
+        print(describe(source, sheet or Path(f"contact-sheet-{name}.jpg"), all))
+        return 0
+
+    return tyro.cli(command, args=arguments, prog="jepa data")
+
+
+COMMANDS: dict[str, Callable[[list[str]], int]] = {
+    "train": train,
+    "evaluate": evaluate,
+    "data": data,
+    "recipes": recipes,
+}
 
 
 def _help() -> str:

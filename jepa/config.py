@@ -56,11 +56,11 @@ class DataConfig:
     """Which images, and the form in which the encoder gets them."""
 
     source: str = "sample"
-    """--data for short: 'sample' (inside the package), or a parquet file, folder or glob (Hugging Face hub layout)."""
+    """--data for short: 'sample', a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, …"""
     image_size: int | tuple[int, int] = 32
     """Side of the images that the encoder sees in pixels, or height and width."""
-    canvas: int | None = None
-    """Cut every image to its centre square of this many pixels while decoding; needed where sizes differ."""
+    canvas: int | tuple[int, int] | None = None
+    """Cut every image to its centre of this side, or height and width, on decoding; needed where sizes differ."""
     channels: Literal[1, 3] = 3
     """Grey (1) or RGB (3)."""
     mean: tuple[float, ...] | None = None
@@ -69,18 +69,32 @@ class DataConfig:
     """Standard deviation of each channel; measured where not given."""
     holdout: float = 0.02
     """Share of the training images kept out of training, for the online evaluation."""
-    memory_gb: float = 4.0
-    """Images are held decoded in memory up to this size, and decoded again in every epoch above it."""
+    cache_gb: float = 8.0
+    """Keep decoded images in a file beside the run if they take no more than this; else decode them in every epoch."""
+    workers: int | None = None
+    """Processes that decode ahead; by default one a core for a GPU, and none for the CPU, which works in turn."""
+    max_broken: float = 0.01
+    """Stop where more than this share of the images cannot be read; fewer are skipped and listed in the run."""
 
     @property
     def size(self) -> tuple[int, int]:
         """Height and width in pixels."""
         return (self.image_size, self.image_size) if isinstance(self.image_size, int) else self.image_size
 
+    @property
+    def canvas_size(self) -> tuple[int, int]:
+        """Height and width in pixels of the images that views are cut from, where they are brought to one size."""
+        canvas = self.size if self.canvas is None else self.canvas
+        return (canvas, canvas) if isinstance(canvas, int) else canvas
+
     def __post_init__(self) -> None:
         require(min(self.size) >= 1, f"data.image_size is {self.image_size}; it takes a number of pixels from 1")
         require(0 <= self.holdout < 0.5, f"data.holdout is {self.holdout}; it takes a share from 0 to below 0.5")
-        require(self.canvas is None or self.canvas >= 1, f"data.canvas is {self.canvas}; it takes a number of pixels")
+        require(min(self.canvas_size) >= 1, f"data.canvas is {self.canvas}; it takes a number of pixels from 1")
+        require(self.cache_gb >= 0, f"data.cache_gb is {self.cache_gb}; it takes a number of GB, or 0 for none")
+        workers = self.workers is None or self.workers >= 0
+        require(workers, f"data.workers is {self.workers}; it takes a number of processes, or 0 for none")
+        require(0 <= self.max_broken <= 1, f"data.max_broken is {self.max_broken}; it takes a share from 0 to 1")
         require(self.std is None or min(self.std, default=1) > 0, f"data.std is {self.std}; it takes numbers above 0")
         for name, values in (("mean", self.mean), ("std", self.std)):
             given = values is None or len(values) == self.channels
@@ -161,11 +175,17 @@ class CropConfig:
     """Width over height of a random crop."""
     flip: bool = False
     """Mirror half of the images."""
+    min_content: float = 0.0
+    """Draw a random crop again, up to 8 times, until this share of it is not empty (flat, of whatever colour)."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
         require(0 < low <= high <= 1, f"crop.scale is {self.scale}; it takes two shares, 0 < low <= high <= 1")
         require(0 < self.aspect[0] <= self.aspect[1], f"crop.aspect is {self.aspect}; it takes two ratios, low <= high")
+        share = 0 <= self.min_content <= 1
+        require(share, f"crop.min_content is {self.min_content}; it takes a share from 0 to 1")
+        fits = self.min_content == 0 or self.kind == "random"
+        require(fits, f"crop.min_content is {self.min_content}, which only crops of kind 'random' can look for")
 
 
 @dataclass(frozen=True)

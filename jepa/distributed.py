@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from datetime import timedelta
 
 import torch
 import torch.distributed as dist
@@ -14,11 +15,14 @@ from torch.nn.parallel import DistributedDataParallel
 
 from jepa.config import InputError
 
+WAIT = timedelta(hours=2)  # the first process may have millions of files to index
+
 __all__ = [
     "all_sum",
     "any_true",
     "barrier",
     "is_main",
+    "main_first",
     "pick_device",
     "rank",
     "session",
@@ -47,6 +51,16 @@ def barrier() -> None:
     """Wait for the other processes."""
     if dist.is_initialized():
         dist.barrier()
+
+
+@contextmanager
+def main_first() -> Iterator[None]:
+    """Let the first process go through a block before the others, which then find what it left on the disk."""
+    if not is_main():
+        barrier()
+    yield
+    if is_main():
+        barrier()
 
 
 def all_sum(x: Tensor) -> Tensor:
@@ -90,7 +104,7 @@ def session(device: torch.device) -> Iterator[None]:
     if not {"WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield
         return
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo", timeout=WAIT)
     try:
         yield
     finally:

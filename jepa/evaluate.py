@@ -13,7 +13,7 @@ import torch
 from jepa import __version__
 from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
-from jepa.data import open_dataset, split_holdout
+from jepa.data import CACHE, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device
 from jepa.evaluation import judge, table
 from jepa.runs import Run, fresh_objective, unpack
@@ -34,7 +34,9 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     keep_freed_memory()
     run = Run.open(path)
     config = run.config
-    data = config.data if source is None else dataclasses.replace(config.data, source=source)
+    data = config.data
+    if source is not None:  # whatever sizes it has, the encoder gets its own
+        data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
     tensors, facts = run.load()
     objective = fresh_objective(config)
     device = pick_device("auto")
@@ -45,8 +47,8 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     trained = zip(names, objective.encoders().values(), strict=True)
     encoders = {name: encoder.to(device) for name, encoder in trained} | encoders
 
-    train, test, split = _splits(data)
-    rows = judge(encoders, train, test)
+    train, test, split = _splits(data, run.path.parent / CACHE.name)
+    rows = judge(encoders, train, test, auto_workers(device) if data.workers is None else data.workers)
     result = rows | {
         "checkpoint": "last",
         "step": facts["step"],
@@ -63,14 +65,18 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         "version": __version__,
     }
     if "knn" not in rows["trained"]:
-        result["left_out"] = f"kNN and linear probe: {train[0].name} or {test[0].name} has no labels"
+        missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
+        result["left_out"] = f"kNN, linear probe and raw pixels, which need labels: {missing} has none"
+    broken = {id(images): images for images, _ in (train, test)}.values()
+    if listed := [f"{each.files.name(row)}: {why}" for each in broken for row, why in sorted(each.unreadable.items())]:
+        result["unreadable"] = listed
     run.write_json("evaluation.json", result)
     return result
 
 
-def _splits(data: DataConfig) -> tuple[Any, Any, str]:
+def _splits(data: DataConfig, cache: Path) -> tuple[Any, Any, str]:
     """Return the images and indices to fit and to score on, and how they were split."""
-    train, test = open_dataset(data), open_dataset(data, "test")
+    train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
     if test is not None:
         return (train, torch.arange(len(train))), (test, torch.arange(len(test))), "train to test"
@@ -91,6 +97,10 @@ def report(result: dict[str, Any], path: str | Path) -> str:
     ]
     if "left_out" in result:
         lines.append(f"Left out: {result['left_out']}.")
+    if listed := result.get("unreadable"):
+        lines.append(
+            f"Left out: {len(listed)} images that cannot be read (evaluation.json lists them), the first {listed[0]}."
+        )
     lines.append(
         f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
         f"{result['evaluation_seconds']:.0f} s. Everything lies in {path}."

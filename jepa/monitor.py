@@ -6,6 +6,7 @@ import importlib.util
 import math
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from typing import Any
 
@@ -15,12 +16,14 @@ from tqdm import tqdm
 
 from jepa import distributed
 from jepa.config import Config, InputError
-from jepa.data import Images
+from jepa.data import Batch, Images
 from jepa.evaluation import online
 from jepa.objectives import Objective
 from jepa.runs import Run, pack
 
 __all__ = ["Monitor", "diagnose"]
+
+WORTH_SAYING = 0.05  # share of the time spent waiting for data that the bar shows
 
 
 def diagnose(now: dict[str, float], untrained: dict[str, float], dim: int) -> str | None:
@@ -69,6 +72,7 @@ class Monitor:
             total=config.steps, initial=start, unit="step", disable=not self.main, dynamic_ncols=True, smoothing=0.1
         )
         self.window = (start, time.perf_counter())
+        self.waited = 0.0  # seconds of this window in which there was no batch
 
     def _tensorboard(self) -> Any:
         if not self.main or importlib.util.find_spec("tensorboard") is None:
@@ -94,6 +98,16 @@ class Monitor:
         if self.window[0] == 0 and self.config.eval_every:
             self.evaluate(0)
 
+    def waits(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Pass batches on, and count the time that training waits for them."""
+        while True:
+            began = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - began
+            if batch is None:
+                return
+            yield batch
+
     def step(self, done: int, parts: list[dict[str, Tensor]], rate: float) -> None:
         """Count a step; every `log_every` write the figures of its parts, every `eval_every` judge the encoder."""
         self.bar.update()
@@ -107,13 +121,16 @@ class Monitor:
                     "--optim.lr or set --optim.clip 1"
                 )
             before, since = self.window
-            speed = (done - before) * self.config.batch_size / (time.perf_counter() - since)
+            elapsed = time.perf_counter() - since
+            speed, waited = (done - before) * self.config.batch_size / elapsed, self.waited / elapsed
+            waiting = f", {100 * waited:.0f} % of it waiting for data" if waited > WORTH_SAYING else ""
             self.bar.set_postfix_str(
-                f"loss {record['loss']:.4f}, {speed:.0f} img/s, spread {record.get('spread', math.nan):.4f}",
+                f"loss {record['loss']:.4f}, {speed:.0f} img/s, spread {record.get('spread', math.nan):.4f}{waiting}",
                 refresh=False,
             )
-            self.write({"step": done, **record, "lr": rate, "images_per_s": round(speed, 1)})
-            self.window = (done, time.perf_counter())
+            speeds = {"images_per_s": round(speed, 1), "data_wait": round(waited, 4)}
+            self.write({"step": done, **record, "lr": rate, **speeds})
+            self.window, self.waited = (done, time.perf_counter()), 0.0
         if self.config.eval_every and (done % self.config.eval_every == 0 or done == self.config.steps):
             self.evaluate(done)
 

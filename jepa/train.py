@@ -25,7 +25,7 @@ from torch import Tensor
 from jepa import distributed
 from jepa.allocator import keep_freed_memory
 from jepa.config import Config, DataConfig, InputError, flat
-from jepa.data import Images, Loader, open_dataset, split_holdout
+from jepa.data import CACHE, Faults, Images, Loader, open_dataset, progress, split_holdout
 from jepa.monitor import Monitor
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, set_schedule
@@ -34,9 +34,10 @@ from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["Interrupted", "check_resumable", "train"]
 
+MEASURED = 2000  # images from which mean and std are taken
 ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
-    | {"data.source", "data.memory_gb"}
+    | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
 )
 """What may change when a run is resumed; anything else would make it another run."""
 
@@ -50,13 +51,22 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
     keep_freed_memory()
     device = distributed.pick_device(config.device)
     with distributed.session(device), _signals() as stopped:
-        images = open_dataset(config.data)
-        assert images is not None  # a source without a training split is refused when it is opened
-        config = dataclasses.replace(config, data=measured(config.data, images))
+        with distributed.main_first():
+            images = open_dataset(config.data, cache=Path(path).parent / CACHE.name)
+            assert images is not None  # a source without a training split is refused when it is opened
+            config = dataclasses.replace(config, data=measured(config.data, images))
         index, held_out = split_holdout(len(images), config.data.holdout)
         world = distributed.world_size()
         loader = Loader(
-            images, index, config.batch_size, config.seed, device, config.accumulate, distributed.rank(), world
+            images,
+            index,
+            config.batch_size,
+            config.seed,
+            device,
+            config.accumulate,
+            distributed.rank(),
+            world,
+            config.data.workers,
         )
 
         objective = fresh_objective(config).to(device)
@@ -68,9 +78,10 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         run, start, seconds = _open(config, path, objective, optimizer, resume)
         steps = range(start, config.steps)
         with closing(Monitor(config, run, objective, images, (index, held_out), start, seconds)) as monitor:
+            faults = Faults(run.path / "broken.txt", images, config.data.max_broken / world, monitor.say)
             monitor.begin(f"{device} {precision}" + (f" x {world}" if world > 1 else ""))
             objective.train()
-            for step, parts in zip(steps, loader.steps(steps), strict=True):
+            for step, parts in zip(steps, monitor.waits(loader.steps(steps, faults)), strict=True):
                 rate = set_schedule(optimizer, step, config.steps, config.optim)
                 terms: list[dict[str, Tensor]] = []
                 for number, batch in enumerate(parts, 1):
@@ -106,16 +117,19 @@ class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
 
 
 def measured(data: DataConfig, images: Images) -> DataConfig:
-    """Fill in mean and std of each channel, measured on at most 10,000 images, where the config gives none."""
+    """Fill in mean and std of each channel, measured on about 2,000 images, where the config gives none."""
     if data.mean is not None and data.std is not None:
         return data
-    chosen = torch.arange(0, len(images), max(1, len(images) // 10_000))
+    chosen = torch.arange(0, len(images), max(1, len(images) // MEASURED))
     totals = torch.zeros(2, data.channels, dtype=torch.float64)
     count = 0
-    for part in chosen.split(500):
-        pixels = images.batch(part).double() / 255
+    for part in progress(chosen.split(50), "measuring mean and std"):
+        read = images.read(part)
+        pixels = read.pixels[read.readable].double() / 255
         totals += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
         count += pixels.numel() // data.channels
+    if not count:
+        raise InputError(f"none of {len(chosen)} images of {images.name} can be read; 'jepa data' says why")
     mean = totals[0] / count
     std = (totals[1] / count - mean.square()).clamp(min=1e-6).sqrt()
     rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]

@@ -1,6 +1,7 @@
 import dataclasses
 import io
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -40,6 +41,16 @@ def toy_images(count: int, size: int = 16, seed: int = 0) -> tuple[list[np.ndarr
         half = slice(0, size // 2) if label == 0 else slice(size // 2, size)
         image[:, half] += 100
     return list(images), labels.tolist()
+
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Keep indexes and decoded images out of the working directory."""
+    monkeypatch.setattr("jepa.data.sources.CACHE", tmp_path / ".cache")
+    return tmp_path / ".cache"
 
 
 @pytest.fixture

@@ -6,13 +6,13 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = [
     ["config", "torchvision_guard", "allocator"],
-    ["rng", "distributed", "optim"],
+    ["rng", "distributed", "optim", "plan"],
     ["data", "views", "masking"],
     ["backbones"],
     ["objectives"],
     ["evaluation"],
     ["runs", "recipes"],
-    ["monitor", "evaluate"],
+    ["monitor", "evaluate", "describe"],
     ["train"],
     ["report", "explorer", "export"],
     ["cli"],
@@ -45,7 +45,7 @@ def test_every_import_goes_down():
 
 
 def test_config_and_the_command_line_do_not_import_torch():
-    for name in ("config.py", "recipes.py", "cli.py", "__init__.py"):
+    for name in ("config.py", "plan.py", "recipes.py", "cli.py", "__init__.py"):
         tree = ast.parse((PACKAGE / name).read_text())
         top = {alias.name for node in tree.body if isinstance(node, ast.Import) for alias in node.names}
         top |= {node.module for node in tree.body if isinstance(node, ast.ImportFrom)}

@@ -79,10 +79,10 @@ jepa.train.train(from_dict(Config, json.loads({json.dumps(json.dumps(to_dict(int
     assert [record["step"] for record in resumed.metrics()] == [1, 2, 3, 4, 5, 6]
 
 
-@pytest.mark.parametrize("memory_gb", [4.0, 0.0])
-def test_accumulated_parts_are_the_whole_batch(tiny, tmp_path, memory_gb):
+@pytest.mark.parametrize("cache_gb", [4.0, 0.0])
+def test_accumulated_parts_are_the_whole_batch(tiny, tmp_path, cache_gb):
     objective = dataclasses.replace(tiny.objective, variance=0.0, covariance=0.0)  # batch statistics are a part's own
-    data = dataclasses.replace(tiny.data, memory_gb=memory_gb)
+    data = dataclasses.replace(tiny.data, cache_gb=cache_gb)
     config = dataclasses.replace(tiny, objective=objective, data=data, steps=3)
     whole = last(train(config, tmp_path / "whole"))
     parts = last(train(dataclasses.replace(config, accumulate=4), tmp_path / "parts"))
@@ -187,7 +187,7 @@ def test_without_labels_what_needs_none_is_evaluated(tiny, tmp_path):
     result = evaluate(run.path)
     assert "knn" not in result["trained"]
     assert result["trained"]["rankme"] > 1
-    assert "has no labels" in result["left_out"]
+    assert "which need labels" in result["left_out"]
     assert "no test split" in result["data"]["split"]
     assert "Left out" in report(result, run.path)
 

@@ -7,17 +7,20 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from jepa.config import InputError
-from jepa.data.images import Images
+from jepa.data.images import Images, Read
+from jepa.data.stream import auto_workers, stream
 
-__all__ = ["Batch", "Loader", "split_holdout", "step_order"]
+__all__ = ["Batch", "Faults", "Loader", "split_holdout", "step_order"]
 
 MAX_HOLDOUT = 2000
-AHEAD = 2  # steps decoded in the background where images are not held in memory
+SAID = 5  # unreadable files that are told on the screen
+AHEAD = 2  # batches that wait in pinned memory for a GPU
 
 
 @dataclass(frozen=True)
@@ -40,9 +43,18 @@ def split_holdout(count: int, share: float) -> tuple[Tensor, Tensor]:
 
 
 def step_order(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """Return the positions (batch_size,) of a step; an epoch is a permutation less its incomplete last batch."""
-    epoch, place = divmod(step, count // batch_size)
-    return _epoch_order(epoch, count, seed)[place * batch_size : (place + 1) * batch_size]
+    """Return the positions (batch_size,) of a step.
+
+    An epoch is a permutation, and the next follows without a gap: a batch may hold the end of one and the start of the
+    next, so every epoch shows every image once.
+    """
+    pieces, start, missing = [], step * batch_size, batch_size
+    while missing:
+        epoch, place = divmod(start, count)
+        piece = _epoch_order(epoch, count, seed)[place : place + missing]
+        pieces.append(piece)
+        start, missing = start + len(piece), missing - len(piece)
+    return torch.cat(pieces)
 
 
 @lru_cache(maxsize=2)
@@ -50,12 +62,44 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
+class Faults:
+    """Counts the files that cannot be read, lists them in a file, and stops where there are too many.
+
+    `limit` is the share of the images that may be unreadable; one always may.
+    """
+
+    def __init__(self, path: Path, images: Images, limit: float, say: Callable[[str], None]) -> None:
+        self.path, self.images, self.limit, self.say = path, images, limit, say
+        lines = path.read_text(errors="backslashreplace").splitlines() if path.is_file() else []
+        self.lines = dict.fromkeys(lines)  # a set that keeps its order
+        self.rows: set[int] = set()
+
+    def note(self, unreadable: dict[int, str]) -> None:
+        """Take down files by row, with the reason. Raises `InputError` past the limit."""
+        for row in sorted(unreadable.keys() - self.rows):
+            self.rows.add(row)
+            line = f"{self.images.files.name(row)}: {unreadable[row]}"
+            if line not in self.lines:
+                self.lines[line] = None
+                if len(self.rows) <= SAID:
+                    more = "; more are listed and not said" if len(self.rows) == SAID else ""
+                    self.say(f"skipped, and listed in {self.path}: {line}{more}")
+                with self.path.open("a", errors="backslashreplace") as file:
+                    file.write(line + "\n")
+        if len(self.rows) > max(1, int(self.limit * len(self.images))):
+            raise InputError(
+                f"{len(self.rows)} of {len(self.images):,} images of {self.images.name} cannot be read, "
+                f"among them {'; '.join(list(self.lines)[:3])}; {self.path} lists them: mend or remove them, or give "
+                "--data.max-broken a larger share"
+            )
+
+
 @dataclass(frozen=True)
 class Loader:
     """Hands out this process's share of every step's batch, in `parts`.
 
-    `index` (N,) are the images to train on. Raises `InputError` where they are fewer than the batch, or processes and
-    parts do not divide it.
+    `index` (N,) are the images to train on, in ascending order; `workers` the processes that decode (None: chosen by
+    the device). Raises `InputError` where the images are fewer than the batch, or processes and parts do not divide it.
     """
 
     images: Images
@@ -66,6 +110,7 @@ class Loader:
     parts: int = 1
     rank: int = 0
     world_size: int = 1
+    workers: int | None = None
 
     def __post_init__(self) -> None:
         count, pieces = len(self.index), self.world_size * self.parts
@@ -79,42 +124,62 @@ class Loader:
                 f"batch_size is {self.batch_size}, which {self.world_size} processes x {self.parts} parts do not divide"
             )
 
-    def steps(self, steps: range) -> Iterator[list[Batch]]:
-        """Yield the parts of each step's batch; what is not held in memory is decoded two steps ahead."""
-        if self.images.held:
-            yield from (self._move(self._load(step)) for step in steps)
-            return
-        yield from map(self._move, _ahead(self._load, steps))
+    def steps(self, steps: range, faults: Faults | None = None) -> Iterator[list[Batch]]:
+        """Yield the parts of each step's batch.
 
-    def _load(self, step: int) -> list[Batch]:
+        In the place of an image that cannot be read stands the next that can, by row; `faults` is told.
+        """
+        workers = auto_workers(self.device) if self.workers is None else self.workers
+        found = stream(self.images, map(self._rows, steps), workers)
+        batches = (self._batch(read, faults) for read in found)
+        yield from map(self._move, _ahead(batches) if self.device.type == "cuda" else batches)
+
+    def _places(self) -> Tensor:
+        """Positions of this process's share in the global batch."""
         share = self.batch_size // self.world_size
-        mine = torch.arange(self.rank * share, (self.rank + 1) * share)
-        chosen = self.index[step_order(step, self.batch_size, len(self.index), self.seed)[mine]]
-        labels = self.images.labels
+        return torch.arange(self.rank * share, (self.rank + 1) * share)
+
+    def _rows(self, step: int) -> Tensor:
+        return self.index[step_order(step, self.batch_size, len(self.index), self.seed)[self._places()]]
+
+    def _batch(self, read: Read, faults: Faults | None) -> Batch:
+        pixels, rows = read.pixels, read.rows
+        if read.unreadable:
+            if faults is not None:
+                faults.note(read.unreadable)
+            pixels, rows = pixels.clone(), rows.clone()
+            for place in (~read.readable).nonzero().flatten().tolist():
+                pixels[place], rows[place] = self._stand_in(int(rows[place]))
+        labels = None if self.images.labels is None else self.images.labels[rows]
+        if self.device.type == "cuda":
+            pixels = pixels.pin_memory()
+        return Batch(pixels, labels, self._places())
+
+    def _stand_in(self, row: int) -> tuple[Tensor, int]:
+        """Find the next image that can be read; the same one whenever it is asked."""
+        start = int(torch.searchsorted(self.index, row))
+        for ahead in range(1, len(self.index)):
+            other = self.index[(start + ahead) % len(self.index)]
+            read = self.images.read(other[None])
+            if not read.unreadable:
+                return read.pixels[0], int(other)
+        raise InputError(f"no image of {self.images.name} can be read")
+
+    def _move(self, batch: Batch) -> list[Batch]:
+        """Bring a batch to the device and cut it into its parts."""
+        images = batch.images.to(self.device, non_blocking=True)
+        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True).chunk(self.parts)
+        rows = batch.rows.to(self.device, non_blocking=True).chunk(self.parts)
         return [
-            Batch(self.images.batch(picked), None if labels is None else labels[picked], rows)
-            for rows, picked in zip(mine.chunk(self.parts), chosen.chunk(self.parts), strict=True)
+            Batch(part, None if labels is None else labels[number], rows[number])
+            for number, part in enumerate(images.chunk(self.parts))
         ]
 
-    def _move(self, parts: list[Batch]) -> list[Batch]:
-        def move(x: Tensor) -> Tensor:
-            if self.device.type != "cuda":
-                return x.to(self.device)
-            return x.pin_memory().to(self.device, non_blocking=True)
 
-        return [
-            Batch(move(part.images), None if part.labels is None else move(part.labels), move(part.rows))
-            for part in parts
-        ]
-
-
-def _ahead(load: Callable[[int], list[Batch]], steps: range) -> Iterator[list[Batch]]:
-    """Load a few steps ahead on a thread."""
-    with ThreadPoolExecutor(1, thread_name_prefix="load") as pool:
-        waiting: deque[Future[list[Batch]]] = deque()
-        for step in steps:
-            waiting.append(pool.submit(load, step))
-            if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Make a few batches ahead on a thread, while the device works."""
+    with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
+        waiting: deque[Future[Batch | None]] = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        while (batch := waiting.popleft().result()) is not None:
+            waiting.append(pool.submit(next, batches, None))
+            yield batch

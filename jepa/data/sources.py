@@ -1,68 +1,165 @@
-"""Open a source of images: the built-in sample, or parquet files in the layout of the Hugging Face hub.
+"""Open a source of images: the built-in sample, a folder, a table, parquet files, or a data set by name.
 
-A new kind of source is a file here and a line in `open_dataset`.
+A new kind of source is a function that gives a `Listing` for each split, and a line in `_listings`.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import glob
+import hashlib
 import json
 import re
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
-import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import torch
-from torch import Tensor
 
-from jepa.config import DataConfig, InputError
-from jepa.data.images import EncodedImages, Images, decode, decoding_pool
+from jepa.config import DataConfig, InputError, suggest
+from jepa.data.decode import Unreadable, decode
+from jepa.data.files import Files, Listing, read_listing
+from jepa.data.folder import SPLITS, Found, index_folder, is_fresh
+from jepa.data.images import Images, PixelCache, progress
+from jepa.data.named import TORCHVISION, open_hub, write_torchvision
+from jepa.data.tables import image_column, open_parquet, signature, write_images, write_paths
 
-__all__ = ["open_dataset"]
+__all__ = ["CACHE", "open_dataset", "open_listing"]
 
+CACHE = Path("runs") / ".cache"
+"""Where indexes and decoded images lie, unless a run is trained elsewhere: beside the run."""
 SAMPLE = Path(__file__).with_name("sample")
-SPLITS = {"train": "train", "test": "test", "validation": "validation", "valid": "validation", "val": "validation"}
-LABELS = ("label", "labels", "fine_label")
+ACCEPTED = (
+    "--data takes 'sample', a folder of images, parquet files, a .txt, .csv, .tsv or .parquet table of paths, "
+    "hf:OWNER/NAME, or a name of torchvision's (cifar10, imagenette, flowers102, …)"
+)
+DECODER = 1  # raise it when images come out of `decode` otherwise than before: what was kept is then decoded again
+AT_ONCE = 300e6  # bytes of encoded images that are decoded before training starts: seconds, and no core is taken later
+LOOKED_AT = 32
+
+Listings = dict[str, Callable[[], Listing]]
 
 
-def open_dataset(config: DataConfig, split: str = "train") -> Images | None:
+def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = None) -> Images | None:
     """Open one split, `train` or `test`, of the source that a config names.
 
-    A source without a labelled `test` split gives its `validation` split for it, or None where it has neither. Raises
-    `InputError` where the source is missing, holds no images, or cannot be read.
+    A source without a labelled `test` split gives its `validation` split for it, or None where it has neither. What is
+    worth keeping for a second start is kept in the folder `cache`. Raises `InputError` where the source is missing,
+    holds no images, or cannot be read.
     """
-    files = _parquet_files(config.source)
-    found: dict[str, list[Path]] = {}
-    for file in files:
-        found.setdefault(_split_of(file), []).append(file)
-    if split == "train" and "train" not in found:
-        raise InputError(f"{config.source} has no training split: its files are {', '.join(sorted(found))} only")
-    names = [name for name in (("test", "validation") if split == "test" else (split,)) if name in found]
+    place = place_of(config.source, cache or CACHE)
+    listings = _listings(config.source, place)
+    if split == "train" and "train" not in listings:
+        raise InputError(f"{config.source} has no training split: it has {', '.join(sorted(listings))} only")
+    names = [name for name in (("test", "validation") if split == "test" else (split,)) if name in listings]
     opened = None
     for name in names:
-        opened = _read_parquet(found[name], config, f"{config.source} ({name})")
+        opened = _images(listings[name](), config, name, place)
         if opened.labels is not None:
             break  # the labels of a test split may be hidden: then the validation split is the one to score on
     return opened
 
 
-def _parquet_files(source: str) -> list[Path]:
-    """List the parquet files that a source stands for."""
-    if source == "sample":
-        return sorted(SAMPLE.glob("*.parquet"))
+def open_listing(source: str, cache: Path | None = None) -> dict[str, Listing]:
+    """Open the listings of every split of a source, without decoding anything. Raises `InputError`."""
+    return {split: make() for split, make in _listings(source, place_of(source, cache or CACHE)).items()}
+
+
+def place_of(source: str, cache: Path) -> Path:
+    """Name the folder in the cache that belongs to a source."""
+    path = str(Path(source).expanduser().absolute())
+    name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name)[-40:] or "root"
+    return cache / f"{name}-{hashlib.blake2b(path.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
+
+
+def _listings(source: str, place: Path) -> Listings:
+    """Find the splits of a source and how to open each."""
     path = Path(source).expanduser()
-    if path.is_file():
-        return [path]
+    if source == "sample":
+        return _parquet(sorted(SAMPLE.glob("*.parquet")), source, place)
+    if source.startswith("hf:"):
+        return {SPLITS.get(name, name): partial(_same, part) for name, part in open_hub(source[3:]).items()}
     if path.is_dir():
-        files = sorted(path.rglob("*.parquet"))
-        problem = f"the folder {source} has no .parquet file in it"
-    else:
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute globs)
-        problem = f"there is nothing at {source}"
-    if not files:
-        raise InputError(f"{problem}; --data takes 'sample', or a parquet file, folder or glob")
-    return files
+        return _folder(path, source, place)
+    if path.is_file():
+        if path.suffix in (".txt", ".csv", ".tsv") or (
+            path.suffix == ".parquet" and image_column(open_parquet(path).schema_arrow) is None
+        ):
+            return _kept(place, signature([path]), partial(write_paths, path, place), path.parent)
+        if path.suffix == ".parquet":
+            return _parquet([path], source, place)
+        raise InputError(f"{source} is one file, and no table; {ACCEPTED}")
+    if files := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):  # noqa: PTH207  (absolute globs)
+        return _parquet(files, source, place)
+    if source in TORCHVISION:
+        return _kept(place, source, partial(write_torchvision, source, place), Path())
+    raise InputError(f"there is nothing at {source}{suggest(source, ['sample', *TORCHVISION])}; {ACCEPTED}")
+
+
+def _same(listing: Listing) -> Listing:
+    return listing
+
+
+def _kept(place: Path, stamp: str, write: Callable[[], list[str]], root: Path) -> Listings:
+    """Open listings whose splits are written together, writing them first where what is there is of another time."""
+    note = place / "splits.json"
+    found: dict[str, str | list[str]] = {}
+    with suppress(OSError, ValueError):
+        found = json.loads(note.read_text())
+    if found.get("stamp") != stamp:
+        found = {"stamp": stamp, "splits": write()}
+        note.write_text(json.dumps(found))
+    return {split: partial(_read, place, split, root) for split in found["splits"]}
+
+
+def _read(place: Path, split: str, root: Path) -> Listing:
+    listing = read_listing(place / f"{split}.arrow", root)
+    if listing is None:
+        raise InputError(f"the index {place / split}.arrow is damaged; remove {place} and start again")
+    return listing
+
+
+def _folder(root: Path, source: str, place: Path) -> Listings:
+    """Open a folder of images, or of parquet files that hold images."""
+    note = place / "folder.json"
+    found = None
+    with suppress(OSError, ValueError, TypeError):
+        found = Found(**json.loads(note.read_text()))
+    if found is None or not is_fresh(found):
+        found = index_folder(root, place)
+        note.write_text(json.dumps(dataclasses.asdict(found)))
+    parquet = sorted(Path(file) for file in found.parquet)
+    if parquet and image_column(open_parquet(parquet[0]).schema_arrow) is not None:
+        return _parquet(parquet, source, place / "parquet")
+    splits = {name: count for name, count in found.splits.items() if count}
+    if not splits:
+        others = ", ".join(f"{count} {name}" for name, count in list(found.ignored.items())[:3])
+        raise InputError(f"the folder {source} has no images in it{f' ({others})' if others else ''}; {ACCEPTED}")
+    return {split: partial(_among, place, split, root, found.ignored) for split in splits}
+
+
+def _among(place: Path, split: str, root: Path, ignored: dict[str, int]) -> Listing:
+    listing = _read(place, split, root)
+    listing.facts["ignored"] = ignored
+    return listing
+
+
+def _parquet(files: list[Path], source: str, place: Path) -> Listings:
+    """Open parquet files that hold images; the split is in the name of a file or its folder."""
+    found: dict[str, list[Path]] = {}
+    for file in files:
+        found.setdefault(_split_of(file), []).append(file)
+    return {split: partial(_open_parquet, parts, source, split, place) for split, parts in found.items()}
+
+
+def _open_parquet(files: list[Path], source: str, split: str, place: Path) -> Listing:
+    target = place / f"{split}.arrow"
+    listing = read_listing(target, Path())
+    if listing is None or listing.facts["signature"] != signature(files):
+        write_images(files, f"{source} ({split})", target)
+        listing = _read(place, split, Path())
+    return listing
 
 
 def _split_of(file: Path) -> str:
@@ -71,60 +168,51 @@ def _split_of(file: Path) -> str:
     return SPLITS.get(match.group(1) if match else file.parent.name.lower(), "train")
 
 
-def _read_parquet(files: list[Path], config: DataConfig, name: str) -> Images:
-    """Read image files and labels; decode them into memory where they fit."""
-    tables = [_read_table(file) for file in files]
-    schema = tables[0].schema
-    column = _image_column(schema, files[0])
-    label = next((candidate for candidate in LABELS if candidate in schema.names), None)
-    encoded: list[bytes] = []
-    labels: list[np.ndarray] = []
-    for file, table in zip(files, tables, strict=True):
-        if not table.schema.equals(schema):
-            raise InputError(f"{file} has other columns than {files[0]}; give the files of one data set")
-        for chunk in table[column].chunks:
-            encoded.extend((chunk.field("bytes") if pa.types.is_struct(chunk.type) else chunk).to_pylist())
-        if label is not None:
-            labels.append(table[label].to_numpy())
-    del tables
-    if label is not None and any(part.dtype.kind not in "iu" for part in labels):
-        raise InputError(f"the column '{label}' of {name} must hold a whole number in every row, the class")
-    if not encoded:
-        raise InputError(f"{name} holds no images")
-    if None in encoded:
-        raise InputError(f"{name} has rows without image bytes; save the images themselves, not their paths")
-    known = torch.from_numpy(np.concatenate(labels).astype(np.int64)) if labels else None
-    if known is not None and int(known.min()) < 0:
-        known = None  # the hub marks the labels of a hidden test set with -1
-    images = EncodedImages(
-        name, known, _class_names(schema, label, known), False, encoded, config.channels, config.canvas, decoding_pool()
-    )
-    first = decode(encoded[0], config.channels, config.canvas, f"image 0 of {name}")
-    return images.hold() if first.nbytes * len(encoded) <= config.memory_gb * 1e9 else images
-
-
-def _read_table(file: Path) -> pa.Table:
+def _images(listing: Listing, config: DataConfig, split: str, place: Path) -> Images:
+    """Say how the images of a listing are decoded, and decode those of small sets at once."""
+    name = f"{config.source} ({split})"
+    canvas = None if config.canvas is None else config.canvas_size
+    shape = (config.channels, *canvas) if canvas is not None else _common_shape(listing.files, config.channels, name)
+    nbytes = len(listing.files) * shape[0] * shape[1] * shape[2]
+    images = Images(name, listing.files, listing.labels, listing.classes, shape, canvas, None)
+    if nbytes > config.cache_gb * 1e9:
+        return images
+    form = f"{split}-{shape[2]}x{shape[1]}x{shape[0]}-{'cut' if canvas else 'whole'}"
+    target = place / f"{form}-{listing.facts['signature']}-{DECODER}.pixels"
+    for old in place.glob(f"{form}-*.pixels"):
+        if old != target:
+            old.unlink(missing_ok=True)
+            old.with_suffix(".crc32").unlink(missing_ok=True)
     try:
-        return pq.read_table(file)
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(f"{file} cannot be read as parquet: {reason}") from error
+        images.cache = PixelCache(target, len(images), shape)
+    except OSError as error:
+        raise InputError(
+            f"{nbytes / 1e9:.1f} GB of decoded images cannot be kept in {place} ({error.strerror}); free the disk, or "
+            "give --data.cache-gb 0 to decode them in every epoch"
+        ) from error
+    if listing.files.nbytes <= AT_ONCE and not images.cache.complete:
+        rows = torch.arange(len(images))
+        for part in progress(rows.split(500), f"decoding {name}"):
+            images.read(part)
+    return images
 
 
-def _image_column(schema: pa.Schema, file: Path) -> str:
-    """Find the column of images: the hub's struct(bytes, path), or plain bytes."""
-    for field in schema:
-        is_struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        if is_struct or (field.name in ("image", "img") and is_bytes):
-            return str(field.name)
-    raise InputError(f"{file} has no column of images (struct(bytes, path)); its columns are {', '.join(schema.names)}")
-
-
-def _class_names(schema: pa.Schema, label: str | None, labels: Tensor | None) -> tuple[str, ...]:
-    """Take the class names from the hub's metadata, or number the classes."""
-    if label is None or labels is None:
-        return ()
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    names = metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
-    return tuple(names) if names else tuple(str(number) for number in range(int(labels.max()) + 1))
+def _common_shape(files: Files, channels: int, name: str) -> tuple[int, int, int]:
+    """Look at some images for the size that all should have. Raises `InputError` where they differ."""
+    shapes: dict[tuple[int, ...], int] = {}
+    reasons = []
+    for row in torch.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).long().tolist():
+        try:
+            shapes.setdefault(decode(files.read(row), channels).shape, row)
+        except Unreadable as reason:
+            reasons.append(f"{files.name(row)}: {reason}")
+    if not shapes:
+        raise InputError(f"no image of {name} can be read: {'; '.join(reasons[:3])}")
+    if len(shapes) > 1:
+        sizes = " and ".join(f"{shape[2]}x{shape[1]}" for shape in sorted(shapes)[:2])
+        raise InputError(
+            f"the images of {name} have several sizes, {sizes} among them; bring them to one with --data.canvas PIXELS "
+            "(the shorter side, then the centre square) or HEIGHT WIDTH"
+        )
+    channels, height, width = next(iter(shapes))
+    return channels, height, width

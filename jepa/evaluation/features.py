@@ -9,7 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from jepa.backbones import Encoder
-from jepa.data import Images
+from jepa.config import InputError
+from jepa.data import Images, stream
 from jepa.views import as_float, resize
 
 __all__ = ["Features", "extract", "pixels"]
@@ -28,21 +29,33 @@ class Features:
 
 
 @torch.no_grad()
-def extract(encoder: Encoder, images: Images, index: Tensor, last4: bool = True, label: str | None = None) -> Features:
-    """Encode the images at `index` on the encoder's device; `label` names the progress bar."""
+def extract(
+    encoder: Encoder, images: Images, index: Tensor, last4: bool = True, label: str | None = None, workers: int = 0
+) -> Features:
+    """Encode the images at `index` on the encoder's device, leaving out those that cannot be read.
+
+    `label` names the progress bar; `workers` processes decode ahead.
+    """
     device = encoder.mean.device
     was_training = encoder.training
     encoder.eval()
-    last, four = [], []
+    last, four, rows = [], [], []
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
-    for part in tqdm(index.split(BATCH), desc=label, unit="batch", leave=False, disable=label is None):
-        views = resize(images.batch(part).to(device), encoder.size)
+    found = stream(images, index.split(BATCH), workers)
+    total = -(-len(index) // BATCH)
+    for read in tqdm(found, desc=label, total=total, unit="batch", delay=1, leave=False, disable=label is None):
+        if not read.readable.any():
+            continue
+        rows.append(read.rows[read.readable])
+        views = resize(read.pixels[read.readable].to(device), encoder.size)
         tokens = encoder(views, layers=layers)
         pooled = [encoder.backbone.pool(layer).float().cpu() for layer in tokens.layers]
         last.append(pooled[-1])
         four.append(torch.cat(pooled, -1))
     encoder.train(was_training)
-    labels = None if images.labels is None else images.labels[index]
+    if not rows:
+        raise InputError(f"none of {len(index):,} images of {images.name} can be read, so there is nothing to judge on")
+    labels = None if images.labels is None else images.labels[torch.cat(rows)]
     return Features(torch.cat(last), labels, torch.cat(four) if len(layers) == 4 else None)
 
 
@@ -52,8 +65,11 @@ def pixels(images: Images, index: Tensor) -> Features:
     Images of more pixels than 32x32 are brought to that, or the probe would not fit into memory.
     """
     parts = []
+    rows = []
     for part in index.split(BATCH):
-        batch = as_float(images.batch(part))
+        read = images.read(part)
+        rows.append(part[read.readable])
+        batch = as_float(read.pixels[read.readable])
         small = batch.shape[-2] * batch.shape[-1] <= PIXEL_SIDE**2
         parts.append((batch if small else resize(batch, (PIXEL_SIDE, PIXEL_SIDE))).flatten(1))
-    return Features(torch.cat(parts), None if images.labels is None else images.labels[index])
+    return Features(torch.cat(parts), None if images.labels is None else images.labels[torch.cat(rows)])

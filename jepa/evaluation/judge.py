@@ -15,7 +15,7 @@ from jepa.evaluation.probes import knn, linear_probe
 
 __all__ = ["judge", "online", "table"]
 
-ONLINE_BANK = 5000
+ONLINE_BANK, UNLABELLED_BANK = 5000, 1000
 TITLES = {
     "trained": "trained (target encoder)",
     "context": "trained (context encoder)",
@@ -28,16 +28,19 @@ def judge(
     encoders: dict[str, Encoder],
     train: tuple[Images, Tensor],
     test: tuple[Images, Tensor],
+    workers: int = 0,
 ) -> dict[str, Any]:
     """Score encoders and raw pixels, fitted on train and scored on test; percentages, rounded to 0.01.
 
-    Each of `train` and `test` is images with the index of those to use.
+    Each of `train` and `test` is images with the index of those to use; `workers` processes decode them.
     """
     rows: dict[str, Any] = {}
     with tqdm(total=len(encoders) + 1, unit="row", leave=False) as bar:
         for name, encoder in encoders.items():
             bar.set_description(f"judging {name}")
-            fit, score = (extract(encoder, images, index, label="features") for images, index in (train, test))
+            fit, score = (
+                extract(encoder, images, index, label="features", workers=workers) for images, index in (train, test)
+            )
             rows[name] = _scores(fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
             bar.update()
         bar.set_description("judging raw pixels")
@@ -60,8 +63,9 @@ def _scores(train: Features, test: Features) -> dict[str, float]:
 
 def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> dict[str, float]:
     """Judge an encoder quickly during training: kNN from training to held-out images, spread and RankMe."""
-    train = extract(encoder, images, bank[:: -(-len(bank) // ONLINE_BANK)], last4=False)
-    test = extract(encoder, images, held_out, last4=False) if len(held_out) else train
+    size = ONLINE_BANK if images.labels is not None else UNLABELLED_BANK
+    train = extract(encoder, images, bank[:: -(-len(bank) // size)], False, "online evaluation")
+    test = extract(encoder, images, held_out, False, "online evaluation") if len(held_out) else train
     result = {"spread": spread(train.x), "rankme": rankme(train.x)}
     if train.labels is not None and test.labels is not None and len(held_out):
         result["knn"] = knn(train.x, train.labels, test.x, test.labels)
@@ -75,7 +79,7 @@ def table(result: dict[str, Any]) -> str:
     width = max(len(title) for title in TITLES.values())
     lines = [" " * width + "".join(f"{title:>16}" for _, title in columns)]
     for name, title in TITLES.items():
-        if name in result:
+        if result.get(name):
             cells = [f"{result[name][key]:.1f}" if key in result[name] else "–" for key, _ in columns]
             lines.append(f"{title:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
     return "\n".join(lines)

@@ -1,0 +1,279 @@
+import os
+import struct
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import torch
+from PIL import Image
+
+from jepa.config import DataConfig, InputError
+from jepa.data import open_dataset
+from jepa.data.sources import place_of
+from tests.conftest import toy_images, write_parquet
+from tests.zoo import photo
+
+
+def write_images(folder: Path, count: int, size: tuple[int, int] = (20, 16), kind: str = "png") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for number in range(count):
+        photo(*size, seed=number).save(folder / f"{number:03}.{kind}")
+
+
+def data(source: Path | str, **settings) -> DataConfig:
+    return DataConfig(source=str(source), image_size=16, canvas=16, **settings)
+
+
+def age(root: Path) -> None:
+    """Make all folders an hour old, so that an index of them can be trusted."""
+    for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
+        past = folder.stat().st_mtime - 3600
+        os.utime(folder, (past, past))
+
+
+def test_a_pile_of_photos_has_no_labels(tmp_path):
+    write_images(tmp_path / "photos", 3)
+    write_images(tmp_path / "photos" / "2021" / "summer", 2)
+    images = open_dataset(data(tmp_path / "photos"))
+    assert len(images) == 5
+    assert images.labels is None
+    assert images.files.name(4) == "2021/summer/001.png"
+    assert open_dataset(data(tmp_path / "photos"), "test") is None
+
+
+def test_class_folders_at_any_depth(tmp_path):
+    write_images(tmp_path / "cat" / "black", 2)
+    write_images(tmp_path / "dog", 3)
+    images = open_dataset(data(tmp_path))
+    assert images.classes == ("cat", "dog")
+    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+
+
+@pytest.mark.parametrize("test_name", ["test", "val", "Validation"])
+def test_splits_above_class_folders(tmp_path, test_name):
+    for split, count in (("train", 3), (test_name, 2)):
+        write_images(tmp_path / split / "cat", count)
+        write_images(tmp_path / split / "dog", count)
+    write_images(tmp_path / "train" / "emu", 1)
+    train, test = open_dataset(data(tmp_path)), open_dataset(data(tmp_path), "test")
+    assert train.classes == test.classes == ("cat", "dog", "emu")
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1, 2]
+    assert test.labels.tolist() == [0, 0, 1, 1]
+    assert train.files.name(6) == "train/emu/000.png"
+
+
+def test_a_class_may_be_called_train(tmp_path):
+    for name in ("bus", "car", "train"):
+        write_images(tmp_path / name, 1)
+    assert open_dataset(data(tmp_path)).classes == ("bus", "car", "train")
+
+
+def test_hidden_files_and_loops_are_passed_over(tmp_path):
+    write_images(tmp_path / "photos", 2)
+    write_images(tmp_path / "photos" / ".trash", 2)
+    (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos")
+    (tmp_path / "photos" / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    write_images(tmp_path / "elsewhere", 1)
+    (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
+    assert len(open_dataset(data(tmp_path / "photos"))) == 3
+
+
+def test_names_that_are_no_utf8(tmp_path):
+    name = os.fsencode(tmp_path) + b"/\xff\xfe.png"
+    photo().save(tmp_path / "x.png")
+    os.rename(tmp_path / "x.png", name)  # noqa: PTH104
+    images = open_dataset(data(tmp_path))
+    assert not images.read(torch.arange(1)).unreadable
+    assert images.files.name(0) == "\\xff\\xfe.png"
+
+
+def test_the_index_is_used_again_and_follows_the_folder(tmp_path, cache, monkeypatch):
+    write_images(tmp_path / "photos" / "a", 3)
+    age(tmp_path / "photos")
+    assert len(open_dataset(data(tmp_path / "photos"))) == 3
+    with monkeypatch.context() as patch:
+        patch.setattr("jepa.data.sources.index_folder", None)  # a second start must not call it
+        assert len(open_dataset(data(tmp_path / "photos"))) == 3
+    photo(seed=9).save(tmp_path / "photos" / "a" / "new.png")
+    images = open_dataset(data(tmp_path / "photos"))
+    assert len(images) == 4
+    assert not images.read(torch.arange(4)).unreadable
+    age(tmp_path / "photos")
+    (tmp_path / "photos" / "a" / "000.png").unlink()
+    assert len(open_dataset(data(tmp_path / "photos"))) == 3
+
+
+def test_a_replaced_image_is_decoded_again(tmp_path, cache):
+    write_images(tmp_path / "photos", 3)
+    before = open_dataset(data(tmp_path / "photos")).read(torch.arange(3)).pixels
+    photo(seed=77).save(tmp_path / "photos" / "new.png")
+    (tmp_path / "photos" / "new.png").replace(tmp_path / "photos" / "001.png")
+    after = open_dataset(data(tmp_path / "photos")).read(torch.arange(3)).pixels
+    assert torch.equal(before[0], after[0])
+    assert not torch.equal(before[1], after[1])
+    assert len(list(place_of(str(tmp_path / "photos"), cache).glob("*.pixels"))) == 1  # the old ones are removed
+
+
+def test_decoded_images_are_shared_and_torn_ones_decoded_again(tmp_path, cache):
+    write_images(tmp_path / "photos", 4)
+    first = open_dataset(data(tmp_path / "photos"))
+    assert first.cache.complete  # a small set is decoded when it is opened
+    want = first.read(torch.arange(4)).pixels.clone()
+    second = open_dataset(data(tmp_path / "photos"))
+    second.files = None  # nothing is decoded again
+    assert torch.equal(second.read(torch.arange(4)).pixels, want)
+    first.cache.pixels[2, 0, 0] += 1  # as if a process had been killed while it wrote
+    third = open_dataset(data(tmp_path / "photos"))
+    assert torch.equal(third.read(torch.arange(4)).pixels, want)
+    assert torch.equal(first.cache.tensor, want)
+
+
+def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+    write_images(tmp_path / "photos", 2)
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", full)
+    with pytest.raises(InputError, match=r"No space left on device.*--data.cache-gb 0"):
+        open_dataset(data(tmp_path / "photos"))
+    assert open_dataset(data(tmp_path / "photos", cache_gb=0)).cache is None
+
+
+def test_a_folder_of_both_is_of_parquet(tmp_path):
+    images, labels = toy_images(6)
+    write_parquet(tmp_path / "data" / "train-0.parquet", images, labels)
+    write_images(tmp_path / "figures", 2)
+    assert len(open_dataset(data(tmp_path))) == 6
+    pq.write_table(pa.table({"width": [1, 2]}), tmp_path / "figures" / "metadata.parquet")
+    (tmp_path / "data" / "train-0.parquet").unlink()
+    assert len(open_dataset(data(tmp_path))) == 2
+
+
+def test_tables_of_paths(tmp_path):
+    write_images(tmp_path / "pictures", 4)
+    names = [f"pictures/{number:03}.png" for number in range(4)]
+    (tmp_path / "list.txt").write_text("\n".join(names[:3]) + "\n\n")
+    rows = zip(names, ["dog", "cat", "dog", "cat"], ["train", "train", "val", "train"], strict=True)
+    table = "\n".join(["path,label,split", *(",".join(row) for row in rows)])
+    (tmp_path / "table.csv").write_text(table)
+    (tmp_path / "table.tsv").write_text(table.replace(",", "\t"))
+    absolute = [str(tmp_path / name) for name in names]
+    pq.write_table(pa.table({"file_name": absolute, "label": [1, 0, 1, 2]}), tmp_path / "table.parquet")
+    listed = open_dataset(data(tmp_path / "list.txt"))
+    assert len(listed) == 3
+    assert listed.labels is None
+    for name in ("table.csv", "table.tsv"):
+        train, test = open_dataset(data(tmp_path / name)), open_dataset(data(tmp_path / name), "test")
+        assert train.classes == test.classes == ("cat", "dog")
+        assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0, 0], [1])
+        assert torch.equal(train.read(torch.tensor([0])).pixels, listed.read(torch.tensor([0])).pixels)
+    numbered = open_dataset(data(tmp_path / "table.parquet"))
+    assert (numbered.labels.tolist(), numbered.classes) == ([1, 0, 1, 2], ("0", "1", "2"))
+    (tmp_path / "list.txt").write_text(names[3])
+    os.utime(tmp_path / "list.txt", (1, 1))
+    assert len(open_dataset(data(tmp_path / "list.txt"))) == 1
+
+
+def test_tables_that_do_not_fit(tmp_path):
+    write_images(tmp_path, 1)
+    for text, message in {
+        "name\n000.png\n": "no column of images, nor one of paths",
+        "path,label\n000.png,\n": "'label' of .* has empty rows",
+        "path,split\n000.png,exam\n": "'split' of .* has 'exam'",
+        "path\n": "there must be a row",
+        "path\na,b\n": "cannot be read as a table",
+    }.items():
+        (tmp_path / "table.csv").write_text(text)
+        os.utime(tmp_path / "table.csv", (len(message), len(message)))
+        with pytest.raises(InputError, match=message):
+            open_dataset(data(tmp_path / "table.csv"))
+    (tmp_path / "list.txt").write_text("missing.png\n000.png\n")
+    images = open_dataset(data(tmp_path / "list.txt"))
+    assert images.read(torch.arange(2)).unreadable == {0: "No such file or directory"}
+    with pytest.raises(InputError, match="is one file, and no table"):
+        open_dataset(data(tmp_path / "000.png"))
+
+
+def write_idx(path: Path, values: np.ndarray) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
+
+
+def test_names_known_to_torchvision(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    raw = tmp_path / "data" / "MNIST" / "raw"
+    rng = np.random.default_rng(0)
+    pixels = rng.integers(0, 256, (6, 28, 28), dtype=np.uint8)
+    for split, count in (("train", 6), ("t10k", 4)):
+        write_idx(raw / f"{split}-images-idx3-ubyte", pixels[:count])
+        write_idx(raw / f"{split}-labels-idx1-ubyte", np.arange(count, dtype=np.uint8))
+    config = DataConfig(source="mnist", image_size=28, channels=1)
+    train, test = open_dataset(config), open_dataset(config, "test")
+    assert (len(train), len(test)) == (6, 4)
+    assert train.labels.tolist() == list(range(6))
+    assert train.classes[3].startswith("3")
+    assert torch.equal(train.read(torch.arange(6)).pixels[:, 0], torch.from_numpy(pixels))
+
+    wnid = {"train": "n01440764", "val": "n02102040"}
+    for split, count in (("train", 3), ("val", 2)):
+        for label in wnid.values():
+            write_images(tmp_path / "data" / "imagenette2" / split / label, count, kind="JPEG")
+    train, test = open_dataset(data("imagenette")), open_dataset(data("imagenette"), "test")
+    assert (len(train), len(test)) == (6, 4)
+    assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
+    assert "000.JPEG" in train.files.name(0)
+    assert not train.read(torch.arange(6)).unreadable
+
+
+def test_a_download_without_a_network_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+    def no_network(*_, **__):
+        raise OSError("Name or service not known")
+
+    monkeypatch.setattr("urllib.request.urlopen", no_network)
+    with pytest.raises(InputError, match="cifar10 is not in data/ and cannot be downloaded") as caught:
+        open_dataset(data("cifar10"))
+    assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="did you mean 'cifar100'"):
+        open_dataset(data("cifar1000"))
+
+
+def test_the_hub_by_name(tmp_path, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr("importlib.util.find_spec", lambda name: None)
+        with pytest.raises(InputError, match="needs the package datasets"):
+            open_dataset(data("hf:owner/name"))
+    images, labels = toy_images(6)
+    write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", images[:4], labels[:4])
+    write_parquet(tmp_path / "set" / "data" / "test-00000-of-00001.parquet", images[4:], labels[4:])
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub")
+    train = open_dataset(DataConfig(source=f"hf:{tmp_path / 'set'}", image_size=16))
+    test = open_dataset(DataConfig(source=f"hf:{tmp_path / 'set'}", image_size=16), "test")
+    assert train.labels.tolist() == labels[:4]
+    assert test.labels.tolist() == labels[4:]
+    assert train.classes == ("a", "b")
+    assert torch.equal(train.read(torch.arange(4)).pixels, torch.from_numpy(np.stack(images[:4])).permute(0, 3, 1, 2))
+    with pytest.raises(InputError, match="hf:owner/missing cannot be loaded"):
+        open_dataset(data("hf:owner/missing"))
+
+
+def test_a_set_larger_than_the_cache_is_decoded_by_processes(tmp_path):
+    write_images(tmp_path, 70)
+    fresh, kept = open_dataset(data(tmp_path, cache_gb=0)), open_dataset(data(tmp_path))
+    from jepa.data import stream
+
+    groups = [torch.arange(40), torch.tensor([3]), torch.arange(69, 29, -1)]
+    for one, other in zip(stream(fresh, groups, 2), stream(kept, groups, 2), strict=True):
+        assert torch.equal(one.pixels, other.pixels)
+        assert torch.equal(one.rows, other.rows)
+
+
+def test_an_image_of_another_size_is_unreadable_without_a_canvas(tmp_path):
+    write_images(tmp_path, 100)
+    Image.new("RGB", (9, 9)).save(tmp_path / "005.png")
+    images = open_dataset(DataConfig(source=str(tmp_path), image_size=16))
+    assert "9x9 pixels and others 20x16" in images.read(torch.arange(100)).unreadable[5]
