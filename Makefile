@@ -25,6 +25,8 @@ check: $(VENV)/.installed-dev
 bench: $(VENV)/.installed
 	$(BIN)/python benchmarks/masks.py
 	$(BIN)/python benchmarks/throughput.py
+	$(BIN)/python benchmarks/data.py index
+	$(BIN)/python benchmarks/data.py decode --images 200 --rounds 1
 
 format: $(VENV)/.installed-dev
 	$(BIN)/ruff check --fix .

@@ -108,6 +108,6 @@ def report(result: dict[str, Any], path: str | Path) -> str:
     if data["source"] == "sample":
         lines.append(
             "Raw pixels are strong on these small, centred images, as is whatever keeps positions; the fairer test is "
-            "CIFAR-10:\n    jepa train ijepa-cifar10 --data PATH/TO/cifar10"
+            "CIFAR-10:\n    jepa train ijepa-cifar10"
         )
     return "\n".join(lines)
