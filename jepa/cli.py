@@ -79,11 +79,11 @@ def _first_pass(arguments: Sequence[str]) -> TrainArguments:
     if "--resume" in arguments and file is None and saved.is_file():
         config = read_config(saved)
     elif name == PLANNED and not {"-h", "--help"} & set(arguments):
-        config = _planned(arguments, saved.parent.parent / ".cache")
+        config = _planned(arguments, saved.parent.parent)
     return TrainArguments(name or "demo", Path(file) if file else None, None, False, config)
 
 
-def _planned(arguments: Sequence[str], cache: Path) -> Config:
+def _planned(arguments: Sequence[str], runs: Path) -> Config:
     """Look at the images and the device, choose the settings, and print them with the reasons."""
     source = _value_of("--data.source", arguments)
     if source is None:
@@ -93,9 +93,10 @@ def _planned(arguments: Sequence[str], cache: Path) -> Config:
     sizes = [given or "", *arguments[place + 2 : place + 3]]
     numbers = [int(size) for size in sizes if size.isdigit() and int(size) > 0]
 
+    from jepa.data import CACHE
     from jepa.describe import situation
 
-    now, seen = situation(source, _value_of("--device", arguments) or "auto", cache)
+    now, seen = situation(source, _value_of("--device", arguments) or "auto", runs / CACHE.name)
     config, choices = plan(source, now, (numbers[0], numbers[-1]) if numbers else None)
     if os.environ.get("RANK", "0") == "0":
         print(f"{PLANNED}: {seen}; chosen for that, each can be given otherwise:", file=sys.stderr)
@@ -179,12 +180,12 @@ def data(arguments: list[str]) -> int:
         Args:
             source: What --data takes: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
             all: Look at every image.
-            sheet: Where the contact sheet is written; contact-sheet-NAME.jpg by default.
+            sheet: Where the contact sheet is written; runs/contact-sheet-NAME.jpg by default.
         """
         from jepa.describe import describe
 
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).resolve().name) if source != "sample" else source
-        print(describe(source, sheet or Path(f"contact-sheet-{name}.jpg"), all))
+        print(describe(source, sheet or Path("runs") / f"contact-sheet-{name}.jpg", all))
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa data")

@@ -76,7 +76,8 @@ def describe(source: str, sheet: Path, everything: bool = False) -> str:
 def _split(listing: Listing) -> str:
     count = f"{len(listing.files):,} images, {_bytes(listing.files.nbytes)}"
     if listing.labels is None:
-        return f"{count}, no labels"
+        outside = listing.facts.get("outside")
+        return f"{count}, no labels" + (f": {outside}" if outside else "")
     numbers = torch.bincount(listing.labels, minlength=len(listing.classes))
     order = numbers.argsort(descending=True, stable=True).tolist()
     each = ", ".join(f"{listing.classes[label]} {int(numbers[label]):,}" for label in order[:SHOWN])

@@ -119,7 +119,7 @@ def _imagenet(name: str, size: str, patch: int, predictor: str, epochs: int) -> 
         eval_every=10 * epoch,
         save_every=epoch,
         data=DataConfig(
-            source="imagenet-1k", image_size=224, canvas=256, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
+            source="imagenet-1k", image_size=224, canvas=384, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225)
         ),
         backbone=ViTConfig(size=size, patch=patch),
         objective=IJepaConfig(

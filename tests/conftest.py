@@ -49,8 +49,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep indexes and decoded images out of the working directory."""
-    monkeypatch.setattr("jepa.data.sources.CACHE", tmp_path / ".cache")
-    return tmp_path / ".cache"
+    monkeypatch.setattr("jepa.data.sources.CACHE", tmp_path / ".jepa-cache")
+    return tmp_path / ".jepa-cache"
 
 
 @pytest.fixture

@@ -101,7 +101,7 @@ def test_bad_input_is_said_without_a_traceback(capsys, monkeypatch, tmp_path, ar
     assert message in words
     assert "Traceback" not in words
     assert {path.name for path in tmp_path.iterdir()} <= {"something", "runs"}
-    assert not (tmp_path / "runs").exists() or [path.name for path in (tmp_path / "runs").iterdir()] == [".cache"]
+    assert not (tmp_path / "runs").exists() or [path.name for path in (tmp_path / "runs").iterdir()] == [".jepa-cache"]
 
 
 def test_a_damaged_checkpoint_is_one_sentence(capsys, config_file, tmp_path):

@@ -1,10 +1,18 @@
 import dataclasses
+import json
+import math
 
 import pytest
+import torch
+import tyro
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.plan import LEAST_CROP, Situation, plan
+from jepa.cli import TrainArguments
+from jepa.config import Config, from_dict, to_dict
+from jepa.masking import MaskSampler
+from jepa.plan import CPU_SIZES, GPU_SIZES, LEAST_CROP, Situation, plan
+from jepa.rng import Rng
 
 sides = st.integers(1, 10_000)
 situations = st.builds(
@@ -60,3 +68,115 @@ def test_the_device_decides_the_size(device, size):
     config, _ = plan("photos", Situation(20_000, 1200, 1600, device=device, memory_gb=80))
     assert config.data.size == (size, size)
     assert (size // config.backbone.patch) ** 2 in (64, 196)
+
+
+small_images = st.builds(
+    dataclasses.replace, situations, height=st.integers(1, 300), width=st.integers(1, 300), count=st.integers(4, 100)
+)
+given_sizes = st.none() | st.sampled_from([(90, 97), (32, 512), (1, 1)]) | st.tuples(*[st.integers(1, 600)] * 2)
+
+
+def grid_of(config: Config) -> tuple[int, int]:
+    height, width = config.data.size
+    return height // config.backbone.patch, width // config.backbone.patch
+
+
+@given(situations | small_images, given_sizes)
+def test_plans_go_to_json_and_back_and_their_schedules_fit_the_run(now, given_size):
+    config, choices = plan("photos", now, given_size)
+    assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
+    assert 2 <= config.batch_size <= now.count / 2
+    assert config.optim.warmup <= config.steps / 4
+    assert config.objective.ema_half_life <= config.objective.ema_half_life_end < config.steps
+    assert 0 < config.save_every <= config.steps
+    assert 0 < config.eval_every <= config.steps
+    repetitions = 800 if now.device == "cuda" else 400
+    assert config.steps * config.batch_size <= max(500 * config.batch_size, repetitions * now.count)
+    assert all("\n" not in choice.flag + choice.value + choice.reason for choice in choices)
+
+
+@given(situations | small_images)
+def test_a_view_is_the_largest_square_that_the_images_fill(now):
+    config, _ = plan("photos", now)
+    known = GPU_SIZES if now.device == "cuda" else CPU_SIZES
+    filled = [size for size in known if size <= min(now.height, now.width)]
+    assert config.data.image_size == max(filled, default=known[0])
+    assert max(grid_of(config)) <= (16 if now.device == "cuda" else 8)
+
+
+@given(situations | small_images, given_sizes)
+def test_a_canvas_has_no_side_that_the_images_do_not_have(now, given_size):
+    config, _ = plan("photos", now, given_size)
+    view, canvas, image = config.data.size, config.data.canvas_size, (now.height, now.width)
+    filled = all(has >= seen for has, seen in zip(image, view, strict=True))
+    if filled or not now.one_aspect or view[0] != view[1]:
+        assert all(mine <= max(seen, has) for mine, seen, has in zip(canvas, view, image, strict=True))
+    else:
+        assert min(canvas) == view[0]  # enlarged as far as it must be
+
+
+@given(situations | small_images, given_sizes)
+def test_the_smallest_crop_is_enlarged_only_where_the_images_are_too_small(now, given_size):
+    config, _ = plan("photos", now, given_size)
+    needed = [math.ceil(seen / math.sqrt(LEAST_CROP)) for seen in config.data.size]
+    if now.height >= needed[0] + 8 and now.width >= needed[1] + 8:
+        assert all(mine >= least for mine, least in zip(config.data.canvas_size, needed, strict=True))
+
+
+@given(situations | small_images)
+def test_a_canvas_of_one_aspect_has_that_of_the_images(now):
+    down, across = plan("photos", dataclasses.replace(now, one_aspect=True))[0].data.canvas_size
+    assert abs(down * now.width - across * now.height) <= (now.height + now.width) / 2 + 1e-3  # to half a pixel
+
+
+def test_memory_and_number_of_images_decide_the_batch():
+    def batch(count: int, memory: float, device: str = "cuda") -> int:
+        return plan("photos", Situation(count, 500, 500, device=device, memory_gb=memory))[0].batch_size
+
+    assert batch(10**6, 8) < batch(10**6, 24) < batch(10**6, 80)
+    assert batch(10**7, 10_000) == 1024
+    assert [batch(count, 10_000) for count in (4, 8, 11, 400, 4096, 4097)] == [2, 2, 2, 64, 1024, 1024]
+    assert [batch(count, 16, "cpu") for count in (4, 100, 512, 10**7)] == [2, 16, 128, 128]
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_plans_can_be_masked(device):
+    views = [None, (96, 128), (90, 90), (100, 75), (28, 28), (50, 50), (99, 99), (128, 64), (256, 256)]
+    situations = [Situation(1000, side, side, device=device) for side in (1, 40, 64, 100, 130, 170, 200, 500)]
+    planned = [plan("photos", now)[0] for now in situations]
+    planned += [plan("photos", situations[-1], view)[0] for view in views]
+    for config in {(grid_of(config), config.objective.masks): config for config in planned}.values():
+        sampler = MaskSampler(config.objective.masks, grid_of(config))
+        masks = sampler.sample(Rng(0, 0, torch.arange(16)))
+        assert masks.context_valid.sum(-1).min() >= config.objective.masks.min_context
+        assert masks.targets_valid.any((1, 2)).all()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+@pytest.mark.parametrize("one_aspect", [False, True])
+@pytest.mark.parametrize("view", [None, (96, 128), (90, 90)])
+def test_choices_spelled_on_the_command_line_give_the_plan(device, one_aspect, view):
+    now = Situation(5000, 300, 400, one_aspect, grey=one_aspect, device=device)
+    config, choices = plan("photos", now, view)
+    data = dataclasses.replace(config.data, image_size=32, canvas=None, channels=4 - config.data.channels)
+    other = dataclasses.replace(
+        config,
+        steps=1,
+        batch_size=1024,
+        data=data,
+        backbone=dataclasses.replace(config.backbone, size="32x1", patch=32),
+    )
+    spelled = [word for choice in choices for word in (choice.flag, *choice.value.split())]
+    parsed = tyro.cli(TrainArguments, args=spelled, default=TrainArguments(settings=other)).settings
+    assert parsed == config
+
+
+def test_grey_images_have_one_channel_and_larger_sets_larger_models():
+    def planned(count: int, **changes) -> Config:
+        return plan("photos", Situation(count, 500, 500, device="cuda", memory_gb=80, **changes))[0]
+
+    assert planned(1000, grey=True).data.channels == 1
+    widths = [planned(count).backbone.dimensions[0] for count in (1000, 100_000, 10**6)]
+    assert widths == sorted(set(widths))
+    steps = [planned(count).steps for count in (10**5, 10**6, 10**7)]
+    assert steps == sorted(steps)

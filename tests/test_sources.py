@@ -12,6 +12,7 @@ from PIL import Image
 from jepa.config import DataConfig, InputError
 from jepa.data import open_dataset
 from jepa.data.sources import place_of
+from jepa.describe import describe
 from tests.conftest import toy_images, write_parquet
 from tests.zoo import photo
 
@@ -51,6 +52,14 @@ def test_class_folders_at_any_depth(tmp_path):
     assert images.labels.tolist() == [0, 0, 1, 1, 1]
 
 
+def test_a_stray_image_outside_of_class_folders_is_said(tmp_path):
+    write_images(tmp_path / "pets" / "cat", 2)
+    write_images(tmp_path / "pets" / "dog", 2)
+    photo().save(tmp_path / "pets" / "preview.jpg")
+    assert open_dataset(data(tmp_path / "pets")).labels is None
+    assert "no labels: 1 images lie outside of its 2 folders" in describe(str(tmp_path / "pets"), tmp_path / "s.png")
+
+
 @pytest.mark.parametrize("test_name", ["test", "val", "Validation"])
 def test_splits_above_class_folders(tmp_path, test_name):
     for split, count in (("train", 3), (test_name, 2)):
@@ -78,6 +87,15 @@ def test_hidden_files_and_loops_are_passed_over(tmp_path):
     write_images(tmp_path / "elsewhere", 1)
     (tmp_path / "photos" / "linked").symlink_to(tmp_path / "elsewhere")
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
+
+
+def test_runs_among_the_images_are_passed_over(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_images(tmp_path, 3)
+    (tmp_path / "runs" / ".jepa-cache").mkdir(parents=True)
+    write_images(tmp_path / "runs" / "demo" / "figures", 2)
+    assert len(open_dataset(data("."), cache=Path("runs/.jepa-cache"))) == 3
+    assert len(open_dataset(data(".", cache_gb=0), cache=Path(".jepa-cache"))) == 3
 
 
 def test_names_that_are_no_utf8(tmp_path):

@@ -59,7 +59,7 @@ def write_zoo(folder: Path) -> list[str]:
     save("pages.tif", image, save_all=True, append_images=[photo(seed=1)])
     save("pixel.png", image.crop((0, 0, 1, 1)))
     save("thin.png", photo(200, 2))
-    save("huge.jpg", photo(4000, 3000))
+    save("huge.jpg", photo(2400, 1800))
     (folder / "deep" / "er").mkdir(parents=True)
     save("deep/er/ünïcode ✓.png", image)
     readable = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())

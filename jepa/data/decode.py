@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -11,6 +12,7 @@ from PIL import Image, ImageOps
 __all__ = ["EXTENSIONS", "Unreadable", "decode"]
 
 Image.init()
+warnings.filterwarnings("ignore", module="PIL")  # what Pillow thinks of a file's metadata, or of its size
 FORMATS = tuple(
     sorted(
         {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
@@ -72,7 +74,7 @@ def fit(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
     box = (left, top, min(image.width, left + across), min(image.height, top + down))
     if image.mode not in ("L", "RGB"):
         image = image.convert("RGB")
-    return image.resize((width, height), Image.Resampling.BICUBIC, box, REDUCING_GAP)
+    return image.resize((width, height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
 
 
 def eight_bits(image: Image.Image) -> Image.Image:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from jepa.data.decode import Unreadable
 
 __all__ = ["ENCODED", "PATHS", "Files", "Listing", "read_listing", "write_listing"]
 
+FACTS = b"facts"
 PATHS = pa.schema([("image", pa.large_binary()), ("size", pa.int64()), ("label", pa.int32())])
 """Rows that say where an image lies: its path below a root, its size in bytes, its class or -1."""
 ENCODED = pa.schema(
@@ -76,7 +76,7 @@ class Listing:
 def write_listing(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], facts: dict[str, Any]) -> None:
     """Write the rows of a split under a temporary name and rename them into place; `facts` are JSON values.
 
-    `facts` is read after the last batch, so the batches may still add to it.
+    `facts` go with an empty last batch, so the batches before may still add to them.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}")  # several processes may find that it is missing
@@ -84,25 +84,20 @@ def write_listing(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatc
         with pa.OSFile(str(temporary), "wb") as sink, pa.ipc.new_file(sink, schema) as writer:
             for batch in batches:
                 writer.write_batch(batch)
-        note = path.with_suffix(".json")
-        draft = note.with_name(f".{note.name}.{os.getpid()}")
-        draft.write_text(json.dumps(facts))
-        note.unlink(missing_ok=True)  # rows of one time must never meet the facts of another
+            writer.write_batch(pa.RecordBatch.from_pylist([], schema), {FACTS: json.dumps(facts)})
         temporary.replace(path)
-        draft.replace(note)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 def read_listing(path: Path, root: Path) -> Listing | None:
     """Open the rows that `write_listing` wrote; None where they are not there or cut short."""
-    facts: dict[str, Any] = {}
-    table = None
-    with suppress(OSError, ValueError, pa.ArrowException):
-        facts = json.loads(path.with_suffix(".json").read_text())
-        table = pa.ipc.open_file(pa.memory_map(str(path))).read_all()
-    if table is None:
+    try:
+        reader = pa.ipc.open_file(pa.memory_map(str(path)))
+        _, note = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
+    except (OSError, pa.ArrowException):
         return None
+    table, facts = reader.read_all(), json.loads(note[FACTS])
     known = np.concatenate([np.empty(0, np.int32), *(chunk.to_numpy() for chunk in table["label"].chunks)])
     labels = torch.from_numpy(known.astype(np.int64)) if facts["classes"] else None
     size = sum(chunk.to_numpy().sum() for chunk in table["size"].chunks) if "size" in table.schema.names else 0

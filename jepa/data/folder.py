@@ -29,6 +29,7 @@ SPLITS = {
     "valid": "validation",
     "val": "validation",
 }
+OURS = ".jepa-cache"  # marks the folder that runs are in
 ROWS = 8192  # of one Arrow batch
 CLOCK_NS = 2_000_000_000  # a change so soon after the index was made may not show in a folder's time stamp
 
@@ -98,28 +99,35 @@ class _Listing:
         self.rows = 0
         self.facts: dict[str, object] = {"classes": [], "signature": ""}
         self.hash = hashlib.blake2b(str(root).encode(), digest_size=8)
-        self.labels: set[int] = set()
+        self.labels: Counter[int] = Counter()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
         paths: list[bytes] = []  # a file name is any bytes
         numbers: list[tuple[int, int, int]] = []  # size, class, time of change
-        for place, label, entries in self._walk():
-            for name, stat in entries:
-                paths.append(os.fsencode(place + name))
-                numbers.append((stat.st_size, label, stat.st_mtime_ns))
-            if len(paths) >= ROWS:
+        for path, label in self._walk():
+            try:
+                status = os.stat(os.path.join(self.root, path))  # noqa: PTH116, PTH118  (a million of them)
+            except OSError:  # a link to nothing
+                self.ignored["(broken link)"] += 1
+                continue
+            paths.append(os.fsencode(path))
+            numbers.append((status.st_size, label, status.st_mtime_ns))
+            if len(paths) == ROWS:
                 yield self._batch(paths, numbers)
                 paths, numbers = [], []
         if paths:
             yield self._batch(paths, numbers)
-        labelled = len(self.labels) > 1 and -1 not in self.labels
+        folders = len(self.labels.keys() - {-1})
+        labelled = folders > 1 and not self.labels[-1]
         self.facts |= {"classes": list(self.known) if labelled else [], "signature": self.hash.hexdigest()}
+        if folders > 1 and self.labels[-1]:
+            self.facts["outside"] = f"{self.labels[-1]:,} images lie outside of its {folders} folders"
 
     def _batch(self, paths: list[bytes], numbers: list[tuple[int, int, int]]) -> pa.RecordBatch:
         columns = np.array(numbers, dtype=np.int64)
         self.hash.update(b"\n".join(paths))
         self.hash.update(columns.tobytes())
-        self.labels |= set(np.unique(columns[:, 1]).tolist())
+        self.labels.update(columns[:, 1].tolist())
         self.rows += len(paths)
         self.bar.update(len(paths))
         return pa.record_batch(
@@ -127,43 +135,43 @@ class _Listing:
             schema=PATHS,
         )
 
-    def _walk(self) -> Iterator[tuple[str, int, list[tuple[str, os.stat_result]]]]:
-        """Yield every folder of a split, parents first and sorted: path below the root, class and images."""
+    def _walk(self) -> Iterator[tuple[str, int]]:
+        """Yield the images of a split, folder by folder, parents first and sorted: path below the root, and class."""
         waiting = [(self.part, -1)]
         seen: set[tuple[int, int]] = set()
         while waiting:
             place, label = waiting.pop()
-            path = self.root / place
-            status = path.stat()
-            if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+            try:
+                status = (self.root / place).stat()
+                if (status.st_dev, status.st_ino) in seen:  # a link that leads back
+                    continue
+                images, folders = self._look(self.root / place)
+            except OSError:
+                self.ignored["(closed folder)"] += 1
                 continue
             seen.add((status.st_dev, status.st_ino))
-            self.found.stamps.append((str(path), status.st_mtime_ns))
-            images, folders = self._look(path)
-            yield place, label, images
-            waiting += [
-                (f"{place}{name}/", self.known[name] if place == self.part else label) for name in reversed(folders)
-            ]
+            self.found.stamps.append((str(self.root / place), status.st_mtime_ns))
+            yield from ((place + name, label) for name in images)
+            inside = [(f"{place}{name}/", self.known[name] if place == self.part else label) for name in folders]
+            waiting += reversed(inside)
 
-    def _look(self, path: Path) -> tuple[list[tuple[str, os.stat_result]], list[str]]:
-        images, folders = [], []
-        try:
-            entries = [entry for entry in os.scandir(path) if not entry.name.startswith(".")]
-        except OSError:
-            self.ignored["(closed folder)"] += 1
-            return [], []
-        for entry in entries:
-            if entry.is_dir():
-                folders.append(entry.name)
-            else:
+    def _look(self, path: Path) -> tuple[list[str], list[str]]:
+        """Return the sorted names of a folder's images and folders."""
+        images, folders, ours = [], [], False
+        with os.scandir(path) as entries:
+            for entry in entries:
+                ours |= entry.name == OURS
+                if entry.name.startswith("."):
+                    continue
                 extension = os.path.splitext(entry.name)[1].lower()  # noqa: PTH122  (a million of them)
-                if extension in EXTENSIONS:
-                    try:
-                        images.append((entry.name, entry.stat()))
-                    except OSError:  # a link to nothing
-                        self.ignored["(broken link)"] += 1
+                if entry.is_dir():
+                    folders.append(entry.name)
+                elif extension in EXTENSIONS:
+                    images.append(entry.name)
                 elif extension == ".parquet":
                     self.found.parquet.append(str(path / entry.name))
                 else:
                     self.ignored[extension or "(no extension)"] += 1
+        if ours and path != self.root:  # runs, which may hold figures
+            return [], []
         return sorted(images), sorted(folders)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -138,9 +137,7 @@ class Images:
             except Unreadable as reason:
                 unreadable[wanted[place]] = str(reason)
 
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata is no concern of the user's
-            list(self._pool.map(one, range(len(wanted)), chunksize=4) if threads else map(one, range(len(wanted))))
+        list(self._pool.map(one, range(len(wanted)), chunksize=4) if threads else map(one, range(len(wanted))))
         self.unreadable |= unreadable
         return Read(torch.from_numpy(pixels), rows, unreadable)
 

@@ -27,7 +27,7 @@ from jepa.data.tables import image_column, open_parquet, signature, write_images
 
 __all__ = ["CACHE", "open_dataset", "open_listing"]
 
-CACHE = Path("runs") / ".cache"
+CACHE = Path("runs") / ".jepa-cache"
 """Where indexes and decoded images lie, unless a run is trained elsewhere: beside the run."""
 SAMPLE = Path(__file__).with_name("sample")
 ACCEPTED = (
@@ -68,7 +68,7 @@ def open_listing(source: str, cache: Path | None = None) -> dict[str, Listing]:
 
 def place_of(source: str, cache: Path) -> Path:
     """Name the folder in the cache that belongs to a source."""
-    path = str(Path(source).expanduser().absolute())
+    path = str(Path(source).expanduser().resolve())
     name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).name)[-40:] or "root"
     return cache / f"{name}-{hashlib.blake2b(path.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
 
@@ -116,7 +116,7 @@ def _kept(place: Path, stamp: str, write: Callable[[], list[str]], root: Path) -
 def _read(place: Path, split: str, root: Path) -> Listing:
     listing = read_listing(place / f"{split}.arrow", root)
     if listing is None:
-        raise InputError(f"the index {place / split}.arrow is damaged; remove {place} and start again")
+        raise InputError(f"the index {place / split}.arrow cannot be read; remove {place} and start again")
     return listing
 
 

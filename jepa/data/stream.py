@@ -5,7 +5,6 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
-import warnings
 from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
@@ -84,4 +83,3 @@ def _start_worker(number: int) -> None:
     """Leave signals to the training process: Ctrl-C reaches all of a terminal's processes at once."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    warnings.simplefilter("ignore")

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import io
 import time
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -105,8 +104,7 @@ def look(listing: Listing, limit: int | None, canvas: int = 112) -> Survey:
     rows = torch.linspace(0, count - 1, count if limit is None else min(limit, count)).round().long()
     began = time.perf_counter()
     seen: list[Seen] = []
-    with ThreadPoolExecutor(cores()) as pool, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # what Pillow thinks of a file's metadata
+    with ThreadPoolExecutor(cores()) as pool:
         for part in progress(rows.split(64), "looking"):
             seen += pool.map(lambda row: examine(listing.files, row, canvas), part.tolist())
     return Survey(listing.files, seen, time.perf_counter() - began)
@@ -122,7 +120,7 @@ def examine(files: Files, row: int, canvas: int) -> Seen:
         grey = int(np.ptp(pixels.astype(np.int16), axis=0).max()) <= GREY
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             size, mode, kind = image.size, image.mode, image.format or ""
-            if image.getexif().get(ORIENTATION) in TURNED:
+            if kind != "TIFF" and image.getexif().get(ORIENTATION) in TURNED:  # a TIFF's size is upright already
                 size = size[::-1]
     except Unreadable as reason:
         return Seen(row, size, mode, kind, digest or str(row).encode(), reason=str(reason))
