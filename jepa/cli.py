@@ -63,9 +63,10 @@ def train(arguments: list[str]) -> int:
 
 
 def _spell_out(argument: str) -> str:
-    """Turn `--data X` into `--data.source X`."""
+    """Turn `--data X` into `--data.source X`, and underscores in the name of a flag into hyphens."""
     name, equals, value = argument.partition("=")
-    return f"--data.source{equals}{value}" if name == "--data" else argument
+    name = name.replace("_", "-") if name.startswith("--") else name
+    return f"{'--data.source' if name == '--data' else name}{equals}{value}"
 
 
 def _first_pass(arguments: Sequence[str]) -> TrainArguments:
@@ -88,10 +89,9 @@ def _planned(arguments: Sequence[str], runs: Path) -> Config:
     source = _value_of("--data.source", arguments)
     if source is None:
         raise InputError(f"{PLANNED} chooses its settings from your images; say which: --data PATH/TO/FOLDER")
-    given = _value_of("--data.image-size", arguments)
-    place = next((i for i, argument in enumerate(arguments) if argument == "--data.image-size"), len(arguments))
-    sizes = [given or "", *arguments[place + 2 : place + 3]]
-    numbers = [int(size) for size in sizes if size.isdigit() and int(size) > 0]
+    places = [i for i, argument in enumerate(arguments) if argument.split("=")[0] == "--data.image-size"]
+    sizes = " ".join(arguments[places[-1] : places[-1] + 3]).replace("=", " ").split()[1:3] if places else []
+    numbers = [int(size) for size in sizes if size.isdecimal() and int(size) > 0]
 
     from jepa.data import CACHE
     from jepa.describe import situation
@@ -107,13 +107,14 @@ def _planned(arguments: Sequence[str], runs: Path) -> Config:
 
 
 def _value_of(flag: str, arguments: Sequence[str]) -> str | None:
-    """Read the value of a flag, given as `--flag value` or `--flag=value`."""
+    """Read the value of a flag, given as `--flag value` or `--flag=value`; the last one counts."""
+    found = None
     for argument, following in zip(arguments, [*arguments[1:], None], strict=True):
         if argument == flag:
-            return following
-        if argument.startswith(flag + "="):
-            return argument.partition("=")[2]
-    return None
+            found = following
+        elif argument.startswith(flag + "="):
+            found = argument.partition("=")[2]
+    return found
 
 
 def _refuse_existing(path: Path) -> None:

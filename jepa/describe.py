@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from jepa.config import InputError
+from jepa.config import InputError, require
 from jepa.data import Listing, Survey, contact_sheet, cores, look, open_listing
 from jepa.distributed import pick_device
 from jepa.plan import Situation
@@ -16,6 +16,7 @@ __all__ = ["describe", "situation"]
 
 LOOKED_AT, GLANCE = 2000, 100  # images that a description and a plan look at
 SHOWN = 5
+SHEETS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 def situation(source: str, device: str, cache: Path | None = None) -> tuple[Situation, str]:
@@ -48,6 +49,7 @@ def training_images(source: str, cache: Path | None) -> Listing:
 
 def describe(source: str, sheet: Path, everything: bool = False) -> str:
     """Describe every split of a source, and write a contact sheet of the first to `sheet`."""
+    require(sheet.suffix.lower() in SHEETS, f"--sheet is {sheet}; it takes a name that ends in {', '.join(SHEETS)}")
     listings = open_listing(source)
     first = "train" if "train" in listings else sorted(listings)[0]
     survey = look(listings[first], None if everything else LOOKED_AT)

@@ -5,11 +5,22 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from jepa.config import Config, CropConfig, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig, parse_width
+from jepa.config import (
+    Config,
+    CropConfig,
+    DataConfig,
+    IJepaConfig,
+    MaskConfig,
+    OptimConfig,
+    ViTConfig,
+    parse_width,
+    require,
+)
 
 __all__ = ["Choice", "Situation", "plan"]
 
 LEAST_CROP = 0.35
+WIDEST = 2.0  # the longest canvas: crops of longer ones would be squeezed
 CPU_SIZES, GPU_SIZES = (32, 64), (32, 64, 96, 128, 160, 192, 224)
 BYTES_A_TOKEN = 34 * 2  # activations a layer and unit of width in bf16 (Korthikanti et al. 2022), twice for room
 
@@ -100,15 +111,22 @@ def _size(now: Situation, on_gpu: bool) -> tuple[tuple[int, int], str]:
     return (size, size), f"the shorter side in the middle is {side} pixels"
 
 
-def _patch(height: int, width: int, tokens: int) -> int:
-    """Choose the smallest patch that leaves at most `tokens` a side: a power of two if one divides the view."""
-    fitting = [
-        patch
-        for patch in range(1, min(height, width) + 1)
-        if height % patch == 0 and width % patch == 0 and max(height, width) // patch <= tokens
-    ]
-    powers = [patch for patch in fitting if is_power(patch)]
-    return min(powers or fitting or [math.gcd(height, width)])
+def _patch(height: int, width: int, side: int) -> int:
+    """Choose the smallest patch that leaves no more than `side` x `side` tokens: a power of two if there is one.
+
+    Raises `InputError` where none leaves four tokens a side, or only one with too many.
+    """
+    fitting = [patch for patch in range(1, min(height, width) // 4 + 1) if height % patch == 0 and width % patch == 0]
+    few = [patch for patch in fitting if height * width <= (side * patch) ** 2]
+    if not few and fitting and height * width <= (3 * side * fitting[-1]) ** 2:
+        few = [fitting[-1]]
+    nearest = [max(32, round(length / 8) * 8) for length in (height, width)]
+    require(
+        bool(few),
+        f"data.image_size is {height}x{width}, which no patch cuts into 4 to {side} tokens a side; choose "
+        f"--data.image-size {nearest[0]}{f' {nearest[1]}' if height != width else ''}",
+    )
+    return min([patch for patch in few if is_power(patch)] or few)
 
 
 def is_power(patch: int) -> bool:
@@ -124,7 +142,7 @@ def _canvas(now: Situation, height: int, width: int) -> tuple[int | tuple[int, i
     enough = f"crops of {LEAST_CROP:.0%} of it need not be enlarged" if fitting == 1 else "no larger than they are"
     if height != width:
         return (down, across), f"the centre; {enough}"
-    if now.one_aspect and now.height != now.width:
+    if now.one_aspect and 1 < max(now.height, now.width) / min(now.height, now.width) <= WIDEST:
         factor = down / min(now.height, now.width)
         shape = (max(down, round(now.height * factor)), max(across, round(now.width * factor)))
         return shape, f"nearly all have that aspect; {enough}"

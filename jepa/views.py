@@ -135,14 +135,14 @@ def _triangles(start: Tensor, length: Tensor, pixels: int, size: int) -> Tensor:
 def content(images: Tensor, boxes: Tensor) -> Tensor:
     """Share of every box (B, N, 4) of images (B, C, H, W) that is not empty.
 
-    A place is empty where all pixels of the 5x5 around it have one brightness to 4 of 255 levels: a black or white
+    A place is empty where all pixels of the 5x5 around it have one colour to 4 of 255 levels: a black or white
     border, an unlit or overexposed part. Looked at on a grid of at least 64 places a side, or of every pixel.
     """
     height, width = images.shape[-2:]
     stride = max(1, min(height, width) // 64)
-    grey = as_float(images).mean(1, keepdim=True)
+    images = as_float(images)
     pool = partial(F.max_pool2d, kernel_size=WINDOW, stride=stride, padding=WINDOW // 2)
-    filled = (pool(grey) + pool(-grey) > FLAT).float()[:, 0]
+    filled = (pool(images) + pool(-images)).amax(1).gt(FLAT).float()
     sums = F.pad(filled.cumsum(1).cumsum(2), (1, 0, 1, 0))  # sums[b, y, x]: filled places above y and left of x
     rows, columns = filled.shape[1:]
     top, bottom = _span(boxes[..., 0], boxes[..., 2], rows / height, rows)

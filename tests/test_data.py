@@ -1,4 +1,5 @@
 import dataclasses
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,7 +9,8 @@ import pytest
 import torch
 
 from jepa.config import DataConfig, InputError
-from jepa.data import Loader, open_dataset, split_holdout, step_order
+from jepa.data import Loader, auto_workers, open_dataset, split_holdout, step_order
+from jepa.data.loader import _ahead
 from jepa.data.sources import SAMPLE
 from jepa.train import measured
 from tests.conftest import toy_images, write_parquet
@@ -173,3 +175,28 @@ def test_bad_sources_are_one_sentence(tmp_path, toy_source):
         Loader(images, torch.arange(80), 81, 0, CPU)
     with pytest.raises(InputError, match="do not divide"):
         Loader(images, torch.arange(80), 16, 0, CPU, 1, 0, 3)
+
+
+def test_batches_made_ahead_keep_their_order_and_their_errors():
+    def batches(count: int):
+        yield from range(1, count)
+        raise InputError("the disk is gone")
+
+    seen = []
+    with pytest.raises(InputError, match="the disk is gone"):
+        seen.extend(_ahead(batches(9)))
+    assert seen == list(range(1, 9))
+    few = _ahead(iter(range(1, 100)))
+    assert next(few) == 1
+    few.close()
+
+
+def test_workers_are_shared_out_over_the_processes_of_a_machine(monkeypatch):
+    module = sys.modules["jepa.data.stream"]  # the package's `stream` is the function
+    monkeypatch.setattr(module, "cores", lambda: 64)
+    assert auto_workers(CPU) == 0
+    assert auto_workers(torch.device("cuda")) == 16
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
+    assert auto_workers(torch.device("cuda")) == 8
+    monkeypatch.setattr(module, "cores", lambda: 2)
+    assert auto_workers(torch.device("cuda")) == 1

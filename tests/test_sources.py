@@ -73,6 +73,23 @@ def test_splits_above_class_folders(tmp_path, test_name):
     assert train.files.name(6) == "train/emu/000.png"
 
 
+def test_splits_without_a_training_split_are_no_classes(tmp_path):
+    for split in ("test", "val"):
+        write_images(tmp_path / split, 2)
+    with pytest.raises(InputError, match="has no training split: it has test, validation only"):
+        open_dataset(data(tmp_path))
+
+
+def test_a_folder_without_images_is_no_class(tmp_path, monkeypatch):
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "pets" / name, 2)
+    (tmp_path / "pets" / "annotations").mkdir()
+    (tmp_path / "pets" / "annotations" / "x.xml").touch()
+    monkeypatch.chdir(tmp_path / "pets")
+    for _ in range(2):
+        assert open_dataset(data("."), cache=Path("runs/.jepa-cache")).classes == ("cat", "dog")
+
+
 def test_a_class_may_be_called_train(tmp_path):
     for name in ("bus", "car", "train"):
         write_images(tmp_path / name, 1)

@@ -64,17 +64,14 @@ def index_folder(root: Path, into: Path) -> Found:
     `train` and `test` or `val` folders at the top are the splits; where all images of a split lie in folders of it, of
     which there are two at least, those are its classes. Hidden files and folders are passed over; links are followed.
     """
+    into.mkdir(parents=True, exist_ok=True)  # which may lie in the folder
     found = Found(built=time.time_ns())
-    top = sorted(entry.name for entry in os.scandir(root) if entry.is_dir() and not entry.name.startswith("."))
+    top = folders_of(root)
     named = {name: SPLITS[name.lower()] for name in top if name.lower() in SPLITS}
-    is_split = "train" in named.values() and (len(set(named.values())) > 1 or len(named) == len(top))
+    several = "train" in named.values() and len(set(named.values())) > 1
+    is_split = bool(named) and (several or len(named) == len(top))
     parts = {SPLITS[name.lower()]: f"{name}/" for name in named} if is_split else {"train": ""}
-    names = {
-        entry.name
-        for part in parts.values()
-        for entry in os.scandir(root / part)
-        if entry.is_dir() and not entry.name.startswith(".")
-    }
+    names = {name for part in parts.values() for name in folders_of(root / part) if holds_images(root / part / name)}
     known = {name: number for number, name in enumerate(sorted(names))}
     ignored: Counter[str] = Counter()
     with tqdm(desc=f"indexing {root}", unit=" images", delay=1, leave=False) as bar:
@@ -86,6 +83,27 @@ def index_folder(root: Path, into: Path) -> Found:
         found.stamps.append((str(root), os.stat(root).st_mtime_ns))  # noqa: PTH116
     found.ignored = dict(ignored.most_common())
     return found
+
+
+def folders_of(path: Path) -> list[str]:
+    """Return the sorted names of the folders in a folder, without hidden ones."""
+    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+
+
+def is_image(name: str) -> bool:
+    """Say whether a file name is one of an image."""
+    return not name.startswith(".") and os.path.splitext(name)[1].lower() in EXTENSIONS  # noqa: PTH122
+
+
+def holds_images(path: Path) -> bool:
+    """Say whether there is an image somewhere below a folder."""
+    for _, folders, files in os.walk(path):
+        if OURS in folders:
+            return False
+        if any(is_image(name) for name in files):
+            return True
+        folders[:] = [name for name in folders if not name.startswith(".")]
+    return False
 
 
 class _Listing:
@@ -152,7 +170,9 @@ class _Listing:
             seen.add((status.st_dev, status.st_ino))
             self.found.stamps.append((str(self.root / place), status.st_mtime_ns))
             yield from ((place + name, label) for name in images)
-            inside = [(f"{place}{name}/", self.known[name] if place == self.part else label) for name in folders]
+            inside = [
+                (f"{place}{name}/", self.known.get(name, -1) if place == self.part else label) for name in folders
+            ]
             waiting += reversed(inside)
 
     def _look(self, path: Path) -> tuple[list[str], list[str]]:

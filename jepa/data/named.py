@@ -132,6 +132,7 @@ def _hub_listing(name: str, part: Any) -> Listing:
     label = next((key for key, feature in part.features.items() if type(feature).__name__ == "ClassLabel"), None)
     labels = torch.from_numpy(part.data.table[label].to_numpy().astype("int64")) if label is not None else None
     known = labels is not None and len(labels) > 0 and int(labels.min()) >= 0
-    classes = tuple(part.features[label].names) if known else ()
+    names, highest = (part.features[label].names, int(labels.max())) if labels is not None and known else ([], -1)
+    classes = (*names, *map(str, range(len(names), highest + 1)))
     facts = {"classes": list(classes), "signature": part._fingerprint}
     return Listing(Files(column, Path(), column.nbytes), labels if known else None, classes, facts)

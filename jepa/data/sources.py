@@ -201,7 +201,7 @@ def _common_shape(files: Files, channels: int, name: str) -> tuple[int, int, int
     """Look at some images for the size that all should have. Raises `InputError` where they differ."""
     shapes: dict[tuple[int, ...], int] = {}
     reasons = []
-    for row in torch.linspace(0, len(files) - 1, min(LOOKED_AT, len(files))).long().tolist():
+    for row in torch.linspace(0, len(files) - 1, min(LOOKED_AT, len(files)), dtype=torch.float64).long().tolist():
         try:
             shapes.setdefault(decode(files.read(row), channels).shape, row)
         except Unreadable as reason:

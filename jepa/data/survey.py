@@ -101,7 +101,8 @@ class Survey:
 def look(listing: Listing, limit: int | None, canvas: int = 112) -> Survey:
     """Read and decode up to `limit` images (None: all), spread evenly, to squares of `canvas` pixels."""
     count = len(listing.files)
-    rows = torch.linspace(0, count - 1, count if limit is None else min(limit, count)).round().long()
+    rows = torch.linspace(0, count - 1, count if limit is None else min(limit, count), dtype=torch.float64)
+    rows = rows.round().long()
     began = time.perf_counter()
     seen: list[Seen] = []
     with ThreadPoolExecutor(cores()) as pool:
@@ -147,7 +148,7 @@ def contact_sheet(listing: Listing, survey: Survey, columns: int = 8, cell: int 
         picture = ImageOps.expand(Image.fromarray(pixels.transpose(1, 2, 0)), 1, "#cccccc")
         sheet.paste(picture, (left + (cell - width) // 2, top + (cell - height) // 2))
         if listing.labels is not None:
-            word = listing.classes[int(listing.labels[one.row])]
+            word = " ".join(listing.classes[int(listing.labels[one.row])].split())
             while draw.textlength(word) > cell:
                 word = word[:-2].rstrip("…") + "…"
             draw.text((left + cell / 2, top + cell + 2), word, fill="black", anchor="ma")

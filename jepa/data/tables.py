@@ -108,7 +108,8 @@ def _class_names(schema: pa.Schema, label: str | None, highest: int) -> tuple[st
     """Take the class names from the hub's metadata, or number the classes."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     names = metadata.get("info", {}).get("features", {}).get(label, {}).get("names")
-    return tuple(names) if names else tuple(str(number) for number in range(highest + 1))
+    names = names or []  # some sets name fewer classes than they have
+    return (*names, *(str(number) for number in range(len(names), highest + 1)))
 
 
 def write_paths(file: Path, into: Path) -> list[str]:

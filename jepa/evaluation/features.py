@@ -43,7 +43,7 @@ def extract(
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
     found = stream(images, index.split(BATCH), workers)
     total = -(-len(index) // BATCH)
-    for read in tqdm(found, desc=label, total=total, unit="batch", delay=1, leave=False, disable=label is None):
+    for read in tqdm(found, desc=label, total=total, unit="batch", delay=3, leave=False, disable=label is None):
         if not read.readable.any():
             continue
         rows.append(read.rows[read.readable])
