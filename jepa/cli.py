@@ -58,7 +58,8 @@ def train(arguments: list[str]) -> int:
     except Interrupted as stop:
         print(f"jepa: {stop}", file=sys.stderr)
         return 128 + stop.signum
-    print(f"trained into {path}; judge it with: jepa evaluate {path}")
+    if os.environ.get("RANK", "0") == "0":
+        print(f"trained into {path}; judge it with: jepa evaluate {path}")
     return 0
 
 

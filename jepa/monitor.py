@@ -179,7 +179,9 @@ class Monitor:
         self.refuse_nan(done)
         if self.main:
             seconds = time.perf_counter() - self.began
-            self.run.save("last", pack(self.objective, optimizer), step=done, seconds=seconds)
+            self.run.save(
+                "last", pack(self.objective, optimizer), step=done, seconds=seconds, images=self.images.signature
+            )
 
     def close(self) -> None:
         """End the bar and TensorBoard."""

@@ -55,6 +55,7 @@ class Choice:
 
 def plan(source: str, now: Situation, given: tuple[int, int] | None = None) -> tuple[Config, list[Choice]]:
     """Choose an I-JEPA for a pile of images; `given` are height and width of the view where they are fixed already."""
+    require(now.count >= 2, f"{source} has {now.count} image to train on; training takes two at least")
     on_gpu = now.device == "cuda"
     (height, width), why_size = (given, "given") if given else _size(now, on_gpu)
     patch = _patch(height, width, 16 if on_gpu else 8)

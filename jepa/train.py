@@ -75,11 +75,13 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         precision = config.precision if config.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
-        run, start, seconds = _open(config, path, objective, optimizer, resume)
+        run, start, seconds, before = _open(config, path, objective, optimizer, resume)
         steps = range(start, config.steps)
         with closing(Monitor(config, run, objective, images, (index, held_out), start, seconds)) as monitor:
             faults = Faults(run.path / "broken.txt", images, config.data.max_broken / world, monitor.say)
             monitor.begin(f"{device} {precision}" + (f" x {world}" if world > 1 else ""))
+            if before not in (None, images.signature):
+                monitor.say("warning: the images have changed since the last checkpoint; this epoch's order is another")
             objective.train()
             for step, parts in zip(steps, monitor.waits(loader.steps(steps, faults)), strict=True):
                 rate = set_schedule(optimizer, step, config.steps, config.optim)
@@ -138,22 +140,22 @@ def measured(data: DataConfig, images: Images) -> DataConfig:
 
 def _open(
     config: Config, path: str | Path, objective: Objective, optimizer: torch.optim.Optimizer, resume: bool
-) -> tuple[Run, int, float]:
-    """Make the run folder, or put the state of the one that is there back; return it, steps done and seconds spent."""
-    run, start, seconds = Run(path), 0, 0.0
+) -> tuple[Run, int, float, str | None]:
+    """Make the run folder, or put the state of the one that is there back; say how far it is."""
+    run, start, seconds, before = Run(path), 0, 0.0, None
     if resume and run.exists:
         check_resumable(run.config, config, path)
     if resume and run.checkpoint().is_file():
         tensors, facts = run.load()
         unpack(tensors, objective, optimizer, run.checkpoint())
-        start, seconds = int(facts["step"]), float(facts["seconds"])
+        start, seconds, before = int(facts["step"]), float(facts["seconds"]), facts["images"]
         if start >= config.steps:
             raise InputError(f"{path} is complete at step {start}; give --steps above that to train on")
     distributed.barrier()  # all have read: the first process may write
     if distributed.is_main():
         run = Run.create(path, config)
         run.forget_after(start or -1)
-    return run, start, seconds
+    return run, start, seconds, before
 
 
 def check_resumable(before: Config, now: Config, path: str | Path) -> None:

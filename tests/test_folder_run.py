@@ -108,6 +108,18 @@ def test_a_resumed_epoch_shows_every_image_once(tmp_path, monkeypatch):
     assert resumed.load()[1]["step"] == whole.load()[1]["step"] == 11
 
 
+def test_a_resumed_run_says_that_the_images_have_changed(tmp_path, capsys):
+    for number in range(12):
+        photo(seed=number).save(tmp_path / f"{number:02}.png")
+    config = zoo_config(tmp_path)
+    run = train(dataclasses.replace(config, steps=2), tmp_path / "runs" / "a")
+    train(dataclasses.replace(run.config, steps=4), run.path, resume=True)
+    assert "have changed" not in capsys.readouterr().err
+    photo(seed=99).save(tmp_path / "99.png")
+    train(dataclasses.replace(run.config, steps=6), run.path, resume=True)
+    assert "the images have changed since the last checkpoint" in capsys.readouterr().err
+
+
 def test_runs_are_bitwise_the_same_with_and_without_a_cache(zoo, tmp_path):
     runs = [
         train(zoo_config(zoo, **settings), tmp_path / name).load()[0]

@@ -112,6 +112,7 @@ class Images:
     shape: tuple[int, int, int]  # C, H, W of every image
     canvas: tuple[int, int] | None  # height and width to cut them to; None: they have one size
     cache: PixelCache | None
+    signature: str = ""  # another one where files came, went or changed
     unreadable: dict[int, str] = field(default_factory=dict)  # row: reason, of all that were asked for so far
 
     def __len__(self) -> int:

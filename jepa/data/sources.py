@@ -174,11 +174,12 @@ def _images(listing: Listing, config: DataConfig, split: str, place: Path) -> Im
     canvas = None if config.canvas is None else config.canvas_size
     shape = (config.channels, *canvas) if canvas is not None else _common_shape(listing.files, config.channels, name)
     nbytes = len(listing.files) * shape[0] * shape[1] * shape[2]
-    images = Images(name, listing.files, listing.labels, listing.classes, shape, canvas, None)
+    stamp = listing.facts["signature"]
+    images = Images(name, listing.files, listing.labels, listing.classes, shape, canvas, None, stamp)
     if nbytes > config.cache_gb * 1e9:
         return images
     form = f"{split}-{shape[2]}x{shape[1]}x{shape[0]}-{'cut' if canvas else 'whole'}"
-    target = place / f"{form}-{listing.facts['signature']}-{DECODER}.pixels"
+    target = place / f"{form}-{stamp}-{DECODER}.pixels"
     for old in place.glob(f"{form}-*.pixels"):
         if old != target:
             old.unlink(missing_ok=True)
