@@ -212,6 +212,29 @@ def test_tables_of_paths(tmp_path):
     assert len(open_dataset(data(tmp_path / "list.txt"))) == 1
 
 
+def test_hidden_labels_are_those_of_a_split_and_identifiers_are_no_classes(tmp_path):
+    write_images(tmp_path, 4)
+    rows = ["000.png,0,train", "001.png,1,train", "002.png,-1,test", "003.png,1,val"]
+    (tmp_path / "table.CSV").write_text("\n".join(["path,label,split", *rows]))
+    assert open_dataset(data(tmp_path / "table.CSV")).labels.tolist() == [0, 1]
+    assert open_dataset(data(tmp_path / "table.CSV"), "test").labels.tolist() == [1]  # of the validation split
+    (tmp_path / "table.csv").write_text("path,label\n000.png,3000000000\n")
+    with pytest.raises(InputError, match="holds 3000000000; it takes classes numbered from 0"):
+        open_dataset(data(tmp_path / "table.csv"))
+    (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf000.png\r\n001.png\r\n")
+    assert not open_dataset(data(tmp_path / "list.txt")).read(torch.arange(2)).unreadable
+
+
+def test_a_run_among_photos_hides_none_of_them(tmp_path, monkeypatch):
+    write_images(tmp_path / "pics" / "holiday", 3)
+    (tmp_path / "pics" / "holiday" / ".jepa-cache").mkdir()
+    assert len(open_dataset(data(tmp_path / "pics"))) == 3
+    for name in ("cat", "dog"):
+        write_images(tmp_path / "only" / "train" / name, 2)
+    (tmp_path / "only" / "runs" / ".jepa-cache").mkdir(parents=True)
+    assert open_dataset(data(tmp_path / "only")).classes == ("cat", "dog")
+
+
 def test_tables_that_do_not_fit(tmp_path):
     write_images(tmp_path, 1)
     for text, message in {
@@ -225,6 +248,11 @@ def test_tables_that_do_not_fit(tmp_path):
         os.utime(tmp_path / "table.csv", (len(message), len(message)))
         with pytest.raises(InputError, match=message):
             open_dataset(data(tmp_path / "table.csv"))
+    (tmp_path / "latin.csv").write_bytes(b"path,label\n000.png,caf\xe9\n")
+    pq.write_table(pa.table({"path": ["000.png"], "label": [[1, 2]]}), tmp_path / "lists.parquet")
+    for name in ("latin.csv", "lists.parquet"):
+        with pytest.raises(InputError, match="cannot be read as a table of paths and labels"):
+            open_dataset(data(tmp_path / name))
     (tmp_path / "list.txt").write_text("missing.png\n000.png\n")
     images = open_dataset(data(tmp_path / "list.txt"))
     assert images.read(torch.arange(2)).unreadable == {0: "No such file or directory"}

@@ -29,7 +29,7 @@ SPLITS = {
     "valid": "validation",
     "val": "validation",
 }
-OURS = ".jepa-cache"  # marks the folder that runs are in
+RUNS, OURS = "runs", ".jepa-cache"  # a folder of that name with that in it is of runs, not of images
 ROWS = 8192  # of one Arrow batch
 CLOCK_NS = 2_000_000_000  # a change so soon after the index was made may not show in a folder's time stamp
 
@@ -66,7 +66,7 @@ def index_folder(root: Path, into: Path) -> Found:
     """
     into.mkdir(parents=True, exist_ok=True)  # which may lie in the folder
     found = Found(built=time.time_ns())
-    top = folders_of(root)
+    top = [name for name in folders_of(root) if holds_images(root / name)]
     named = {name: SPLITS[name.lower()] for name in top if name.lower() in SPLITS}
     several = "train" in named.values() and len(set(named.values())) > 1
     is_split = bool(named) and (several or len(named) == len(top))
@@ -97,8 +97,8 @@ def is_image(name: str) -> bool:
 
 def holds_images(path: Path) -> bool:
     """Say whether there is an image somewhere below a folder."""
-    for _, folders, files in os.walk(path):
-        if OURS in folders:
+    for place, folders, files in os.walk(path):
+        if OURS in folders and os.path.basename(place) == RUNS:  # noqa: PTH119
             return False
         if any(is_image(name) for name in files):
             return True
@@ -116,7 +116,7 @@ class _Listing:
         self.found, self.ignored, self.bar = found, ignored, bar
         self.rows = 0
         self.facts: dict[str, object] = {"classes": [], "signature": ""}
-        self.hash = hashlib.blake2b(str(root).encode(), digest_size=8)
+        self.hash = hashlib.blake2b(os.fsencode(root), digest_size=8)
         self.labels: Counter[int] = Counter()
 
     def batches(self) -> Iterator[pa.RecordBatch]:
@@ -192,6 +192,6 @@ class _Listing:
                     self.found.parquet.append(str(path / entry.name))
                 else:
                     self.ignored[extension or "(no extension)"] += 1
-        if ours and path != self.root:  # runs, which may hold figures
+        if ours and path.name == RUNS and path != self.root:  # which may hold figures
             return [], []
         return sorted(images), sorted(folders)

@@ -83,11 +83,12 @@ def _listings(source: str, place: Path) -> Listings:
     if path.is_dir():
         return _folder(path, source, place)
     if path.is_file():
-        if path.suffix in (".txt", ".csv", ".tsv") or (
-            path.suffix == ".parquet" and image_column(open_parquet(path).schema_arrow) is None
+        suffix = path.suffix.lower()
+        if suffix in (".txt", ".csv", ".tsv") or (
+            suffix == ".parquet" and image_column(open_parquet(path).schema_arrow) is None
         ):
             return _kept(place, signature([path]), partial(write_paths, path, place), path.parent)
-        if path.suffix == ".parquet":
+        if suffix == ".parquet":
             return _parquet([path], source, place)
         raise InputError(f"{source} is one file, and no table; {ACCEPTED}")
     if files := sorted(Path(name) for name in glob.glob(str(path), recursive=True)):  # noqa: PTH207  (absolute globs)

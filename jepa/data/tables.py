@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.csv
 import pyarrow.parquet as pq
 
-from jepa.config import InputError
+from jepa.config import InputError, require
 from jepa.data.files import ENCODED, PATHS, write_listing
 from jepa.data.folder import SPLITS
 
@@ -23,6 +23,7 @@ __all__ = ["image_column", "signature", "write_images", "write_paths"]
 
 LABELS = ("label", "labels", "fine_label", "class", "target")
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "filepath")
+MAX_CLASSES = 1_000_000
 ROWS = 1000  # images of one batch: its bytes stay well below 2 GB
 
 
@@ -74,6 +75,7 @@ def write_images(files: list[Path], name: str, into: Path) -> None:
             wanted = [column] if label is None else [column, label]
             for batch in opened.iter_batches(ROWS, columns=wanted):
                 labels = _whole(batch[label], label, name) if label is not None else np.full(len(batch), -1)
+                require_few(int(labels.max()), label or "", name)
                 low, high, rows = min(low, int(labels.min())), max(high, int(labels.max())), rows + len(batch)
                 yield pa.record_batch([_as_struct(batch[column]), labels.astype(np.int32)], schema=ENCODED)
         if rows == 0:
@@ -118,7 +120,14 @@ def write_paths(file: Path, into: Path) -> list[str]:
     A `.txt` file has a path in every line; a CSV, TSV or parquet table has a column of paths, and may have one of
     labels (numbers or names) and one named `split`. Paths are taken from the table's own folder. Raises `InputError`.
     """
-    table = _read_paths(file)
+    try:
+        return _write_paths(_read_paths(file), file, into)
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # columns are read, and decoded, when they are used
+        reason = str(error).splitlines()[0]
+        raise InputError(f"{file} cannot be read as a table of paths and labels: {reason}") from error
+
+
+def _write_paths(table: pa.Table, file: Path, into: Path) -> list[str]:
     column = next((name for name in PATH_COLUMNS if name in table.schema.names), None)
     if column is None:
         raise InputError(
@@ -151,21 +160,30 @@ def _write_split(file: Path, into: Path, paths: np.ndarray, labels: np.ndarray, 
 
     sizes = np.array([size(path) for path in paths], dtype=np.int64)
     batch = pa.record_batch([pa.array(paths.tolist(), pa.large_binary()), sizes, labels.astype(np.int32)], schema=PATHS)
-    write_listing(into, PATHS, [batch], {"classes": classes, "signature": signature([file])})
+    known = classes if labels.min() >= 0 else []  # a hidden label is -1
+    write_listing(into, PATHS, [batch], {"classes": known, "signature": signature([file])})
 
 
 def _read_paths(file: Path) -> pa.Table:
     try:
-        if file.suffix == ".parquet":
+        if file.suffix.lower() == ".parquet":
             return pq.read_table(file)
-        if file.suffix == ".txt":
-            lines = file.read_bytes().splitlines()
+        if file.suffix.lower() == ".txt":
+            lines = file.read_bytes().removeprefix(b"\xef\xbb\xbf").splitlines()
             return pa.table({"path": pa.array([line.strip() for line in lines if line.strip()], pa.large_binary())})
-        options = pa.csv.ParseOptions(delimiter="\t" if file.suffix == ".tsv" else ",")
+        options = pa.csv.ParseOptions(delimiter="\t" if file.suffix.lower() == ".tsv" else ",")
         return pa.csv.read_csv(file, parse_options=options)
     except (pa.ArrowException, OSError, UnicodeError) as error:
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read as a table: {reason}") from error
+
+
+def require_few(highest: int, column: str, where: str | Path) -> None:
+    """Refuse numbers that are no classes, such as identifiers."""
+    require(
+        highest < MAX_CLASSES,
+        f"the column '{column}' of {where} holds {highest}; it takes classes numbered from 0, below {MAX_CLASSES:,}",
+    )
 
 
 def _classes_of(column: pa.ChunkedArray, name: str, file: Path) -> tuple[list[str], np.ndarray]:
@@ -174,8 +192,7 @@ def _classes_of(column: pa.ChunkedArray, name: str, file: Path) -> tuple[list[st
         raise InputError(f"the column '{name}' of {file} has empty rows; give every image a label, or leave it out")
     if pa.types.is_integer(column.type):
         numbers = column.to_numpy()
-        if numbers.min() < 0:
-            return [], np.full(len(column), -1)
+        require_few(int(numbers.max()), name, file)
         return [str(number) for number in range(int(numbers.max()) + 1)], numbers
     words = pc.cast(column, pa.string())
     classes = sorted(pc.unique(words).to_pylist())
