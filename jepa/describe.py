@@ -31,9 +31,7 @@ def situation(source: str, device: str, cache: Path | None = None) -> tuple[Situ
         raise InputError(f"none of {len(survey.seen)} images of {source} can be read: {'; '.join(survey.broken[:3])}")
     width, height = survey.middle
     memory = torch.cuda.get_device_properties(chosen).total_memory / 1e9 if chosen.type == "cuda" else 16.0
-    now = Situation(
-        len(listing.files), height, width, survey.one_aspect > 0.8, survey.grey, chosen.type, cores(), memory
-    )
+    now = Situation(len(listing.files), height, width, survey.one_aspect > 0.8, survey.grey, chosen.type, memory)
     labels = f"{len(listing.classes)} classes" if listing.labels is not None else "no labels"
     on = f"a GPU of {memory:.0f} GB" if chosen.type == "cuda" else f"{cores()} cores"
     return now, f"{now.count:,} images, {labels}, {width}x{height} pixels in the middle of {len(survey.seen)}, {on}"

@@ -39,7 +39,6 @@ class Situation:
     grey: bool = False
     """All are grey."""
     device: str = "cpu"
-    cores: int = 2
     memory_gb: float = 16.0
     """Memory of the device."""
 

@@ -23,7 +23,6 @@ situations = st.builds(
     one_aspect=st.booleans(),
     grey=st.booleans(),
     device=st.sampled_from(["cpu", "cuda", "mps"]),
-    cores=st.integers(1, 64),
     memory_gb=st.floats(4, 192),
 )
 

@@ -59,7 +59,7 @@ def is_fresh(found: Found) -> bool:
 
 
 def index_folder(root: Path, into: Path) -> Found:
-    """Walk a folder in sorted order and write `SPLIT.arrow` and `.json` for every split into the folder `into`.
+    """Walk a folder in sorted order and write `SPLIT.arrow` for every split into the folder `into`.
 
     `train` and `test` or `val` folders at the top are the splits; where all images of a split lie in folders of it, of
     which there are two at least, those are its classes. Hidden files and folders are passed over; links are followed.
@@ -116,7 +116,7 @@ class _Listing:
         self.found, self.ignored, self.bar = found, ignored, bar
         self.rows = 0
         self.facts: dict[str, object] = {"classes": [], "signature": ""}
-        self.hash = hashlib.blake2b(os.fsencode(root), digest_size=8)
+        self.hash = hashlib.blake2b(digest_size=8)
         self.labels: Counter[int] = Counter()
 
     def batches(self) -> Iterator[pa.RecordBatch]:

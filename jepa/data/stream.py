@@ -18,9 +18,7 @@ from jepa.data.images import Images, Read, cores
 
 __all__ = ["auto_workers", "stream"]
 
-CHUNK = (
-    32  # images that a worker decodes at a time: bounds the shared memory in flight and the wait for the first batch
-)
+CHUNK = 32  # images that a worker decodes at a time: bounds the shared memory in flight and the first wait
 AHEAD = 4  # chunks that wait for each worker
 MAX_WORKERS = 16
 
