@@ -14,7 +14,8 @@ from typing import Annotated, NoReturn
 import tyro
 
 from jepa import __version__
-from jepa.config import Config, InputError, read_config, suggest
+from jepa.config import Config, InputError, suggest, with_backbone
+from jepa.config_json import read_config
 from jepa.plan import plan
 from jepa.recipes import RECIPES, facts, recipe
 
@@ -35,7 +36,10 @@ class TrainArguments:
     """Folder to train into; runs/NAME by default."""
     resume: bool = False
     """Go on with the run in that folder, from its last checkpoint."""
-    settings: Annotated[Config, tyro.conf.arg(name="")] = field(default_factory=Config)
+    backbone: str | None = None
+    """Exchange the recipe's backbone for one of this kind: vit, energy. Its settings follow as --backbone.NAME."""
+    # without sub-commands for the parts that have alternatives: --backbone has chosen by then
+    settings: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")] = field(default_factory=Config)
 
 
 def train(arguments: list[str]) -> int:
@@ -82,7 +86,10 @@ def _first_pass(arguments: Sequence[str]) -> TrainArguments:
         config = read_config(saved)
     elif name == PLANNED and not {"-h", "--help"} & set(arguments):
         config = _planned(arguments, saved.parent.parent)
-    return TrainArguments(name or "demo", Path(file) if file else None, None, False, config)
+    backbone = _value_of("--backbone", arguments)
+    if backbone is not None:
+        config = with_backbone(config, backbone)
+    return TrainArguments(name or "demo", Path(file) if file else None, settings=config)
 
 
 def _planned(arguments: Sequence[str], runs: Path) -> Config:

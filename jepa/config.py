@@ -1,4 +1,4 @@
-"""The page of knobs: every setting of every part, as frozen dataclasses that go to JSON and back.
+"""The page of knobs: every setting of every part, as frozen dataclasses.
 
 The docstring under a field is its help on the command line. Nothing here imports torch, so `--help` is quick.
 """
@@ -6,37 +6,36 @@ The docstring under a field is its help on the command line. Nothing here import
 from __future__ import annotations
 
 import difflib
-import json
 import math
-import types
-import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Literal
 
 __all__ = [
+    "KINDS",
     "BackboneConfig",
     "Config",
     "CropConfig",
     "DataConfig",
+    "EnergyConfig",
     "IJepaConfig",
     "InputError",
     "MaskConfig",
     "ObjectiveConfig",
     "OptimConfig",
     "ViTConfig",
-    "flat",
-    "from_dict",
     "parse_width",
-    "read_config",
+    "require",
     "suggest",
-    "to_dict",
+    "with_backbone",
 ]
 
 
-class InputError(ValueError):
-    """Something the user gave cannot be used; the message is one sentence that says what, and how to mend it."""
+class InputError(Exception):
+    """Something the user gave cannot be used; the message is one sentence that says what, and how to mend it.
+
+    Not a `ValueError`, which tyro would print in a box of its own.
+    """
 
 
 def require(condition: bool, message: str) -> None:
@@ -117,7 +116,7 @@ VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
 def parse_width(text: str, where: str) -> tuple[int, int, int]:
     """Read `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of 64 (of 32 where 64 does not divide DIM)."""
     parts = text.lower().split("x")
-    accepted = "it takes DIMxDEPTH or DIMxDEPTHxHEADS, such as 192x6 or 192x6x3"
+    accepted = "it takes DIMxDEPTH or DIMxDEPTHxHEADS, whole numbers from 1, such as 192x6 or 192x6x3"
     is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
     require(is_shape, f"{where} is '{text}'; {accepted}")
     dim, depth = int(parts[0]), int(parts[1])
@@ -125,6 +124,18 @@ def parse_width(text: str, where: str) -> tuple[int, int, int]:
     require(dim % heads == 0, f"{where} is '{text}', but {heads} heads do not divide {dim}; choose another HEADS")
     require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4 for sin-cos positions")
     return dim, depth, heads
+
+
+def check_patches(size: str, patch: int, stem: str) -> None:
+    """Refuse a size, patch or stem that a backbone over patches cannot have."""
+    require(patch >= 1, f"backbone.patch is {patch}; it takes a number of pixels from 1")
+    if size not in VIT_SIZES:
+        hint = suggest(size, VIT_SIZES)
+        require(not size.isalpha(), f"backbone.size is '{size}', which is none of {', '.join(VIT_SIZES)}{hint}")
+        parse_width(size, "backbone.size")
+    powers = patch & (patch - 1) == 0 and patch >= 2
+    fits = stem == "linear" or powers
+    require(fits, f"backbone.stem '{stem}' needs a patch that is a power of 2; backbone.patch is {patch}")
 
 
 @dataclass(frozen=True)
@@ -141,16 +152,7 @@ class ViTConfig:
     """Patch to token: linear (the paper), conv (3x3, looks across patch borders) or patch-conv (stays inside)."""
 
     def __post_init__(self) -> None:
-        require(self.patch >= 1, f"backbone.patch is {self.patch}; it takes a number of pixels from 1")
-        if self.size not in VIT_SIZES:
-            named = self.size.isalpha()
-            hint = suggest(self.size, VIT_SIZES)
-            known = f"backbone.size is '{self.size}', which is none of {', '.join(VIT_SIZES)}{hint}"
-            require(not named, known)
-            parse_width(self.size, "backbone.size")
-        powers = self.patch & (self.patch - 1) == 0 and self.patch >= 2
-        fits = self.stem == "linear" or powers
-        require(fits, f"backbone.stem '{self.stem}' needs a patch that is a power of 2; backbone.patch is {self.patch}")
+        check_patches(self.size, self.patch, self.stem)
 
     @property
     def stride(self) -> int:
@@ -161,6 +163,58 @@ class ViTConfig:
     def dimensions(self) -> tuple[int, int, int, float]:
         """Width, depth, heads, MLP ratio."""
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
+
+
+@dataclass(frozen=True)
+class EnergyConfig:
+    """An Energy Transformer (Hoover et al. 2023): one block, applied again and again, that descends an energy."""
+
+    kind: ClassVar[str] = "energy"
+
+    size: str = "small"
+    """As a ViT's, with steps T for its depth: tiny, small, …, or DIMxSTEPS[xHEADS], such as 192x12x3."""
+    patch: int = 16
+    """Side of a patch in pixels."""
+    stem: Literal["linear", "conv", "patch-conv"] = "linear"
+    """Patch to token: linear (the paper), conv (3x3, looks across patch borders) or patch-conv (stays inside)."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed sin-cos positions, or learned ones (the paper)."""
+    memory: Literal["relu", "softmax"] = "relu"
+    """Energy of the Hopfield memories."""
+    memories: int = 4
+    """Hopfield memories for each dimension."""
+    alpha: float = 0.1
+    """Size of a step down the energy."""
+    learn_alpha: bool = False
+    """Learn the size of a step, starting from alpha."""
+    beta: float | None = None
+    """Inverse temperature; by default 1 / sqrt(width) of a head, or of a token where softmax memories use it."""
+    learn_beta: bool = False
+    """Learn the inverse temperatures, one a head, starting from beta."""
+    self_interaction: bool = False
+    """Let a token attend to itself, as the published code does and the paper does not."""
+    noise: float = 0.0
+    """Standard deviation of Gaussian noise added to the tokens at every step of training."""
+    init: Literal["scaled", "paper"] = "scaled"
+    """Weights from N(0, 1 / sqrt(DIM)), or the paper's, which were made for a width of 768 and long runs."""
+
+    def __post_init__(self) -> None:
+        check_patches(self.size, self.patch, self.stem)
+        require(self.memories >= 1, f"backbone.memories is {self.memories}; it takes a whole number from 1")
+        require(0 < self.alpha < math.inf, f"backbone.alpha is {self.alpha}; a step down the energy is above 0")
+        positive = self.beta is None or 0 < self.beta < math.inf
+        require(positive, f"backbone.beta is {self.beta}; an inverse temperature is above 0")
+        require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation from 0")
+
+    @property
+    def stride(self) -> int:
+        """Pixels of a token's side."""
+        return self.patch
+
+    @property
+    def dimensions(self) -> tuple[int, int, int]:
+        """Width, steps, heads."""
+        return VIT_SIZES[self.size][:3] if self.size in VIT_SIZES else parse_width(self.size, "backbone.size")
 
 
 @dataclass(frozen=True)
@@ -282,10 +336,13 @@ class OptimConfig:
         require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
 
 
-BackboneConfig = ViTConfig
+BackboneConfig = ViTConfig | EnergyConfig
 ObjectiveConfig = IJepaConfig
-KINDS: dict[str, dict[str, type]] = {"backbone": {"vit": ViTConfig}, "objective": {"ijepa": IJepaConfig}}
-"""What the `kind` of a part may be, in JSON: add a backbone's or an objective's config here."""
+KINDS: dict[str, dict[str, type]] = {
+    "backbone": {"vit": ViTConfig, "energy": EnergyConfig},
+    "objective": {"ijepa": IJepaConfig},
+}
+"""What the `kind` of a part may be: add a backbone's or an objective's config here."""
 
 
 @dataclass(frozen=True)
@@ -343,82 +400,9 @@ class Config:
         )
 
 
-def to_dict(config: Any) -> Any:
-    """Turn a config into plain JSON values; parts that have alternatives carry their `kind`."""
-    if not is_dataclass(config):
-        return list(config) if isinstance(config, tuple) else config
-    kind = {"kind": config.kind} if hasattr(config, "kind") and "kind" not in {f.name for f in fields(config)} else {}
-    # a crop's kind is a field of its own, a backbone's is the class
-    return kind | {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
-
-
-def flat(config: Any, prefix: str = "") -> dict[str, Any]:
-    """Turn a config into one level, `{"data.source": "sample", …}`: the names are those of the command line."""
-    result: dict[str, Any] = {}
-    for name, value in to_dict(config).items() if prefix == "" else config.items():
-        result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
-    return result
-
-
-def from_dict(cls: type, values: Any, where: str = "config") -> Any:
-    """Build a config from JSON values; missing settings take their defaults.
-
-    Raises `InputError` naming the setting that is unknown or of the wrong type.
-    """
-    require(isinstance(values, dict), f"{where} is {values!r}; it takes an object of settings")
-    values = dict(values)
-    hints = typing.get_type_hints(cls)
-    if hasattr(cls, "kind") and "kind" not in {f.name for f in fields(cls)}:
-        values.pop("kind", None)
-    known = {f.name for f in fields(cls)}
-    for name in values:
-        require(name in known, f"{where} has no setting '{name}'{suggest(name, known)}")
-    return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
-
-
-def _value(hint: Any, value: Any, where: str) -> Any:
-    """Turn one JSON value into the type that a field declares."""
-    part = where.split(".")[-1]
-    if part in KINDS and isinstance(value, dict):
-        kind = value.get("kind", next(iter(KINDS[part])))
-        known = KINDS[part]
-        require(
-            isinstance(kind, str) and kind in known,
-            f"{where}.kind is '{kind}'; it takes {', '.join(known)}{suggest(str(kind), known)}",
-        )
-        return from_dict(known[kind], value, where)
-    if is_dataclass(hint):
-        return from_dict(typing.cast(type, hint), value, where)
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (typing.Union, types.UnionType):
-        for alternative in arguments:
-            try:
-                return _value(alternative, value, where)
-            except InputError:
-                continue
-    elif origin is tuple and isinstance(value, list | tuple):
-        inner = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else list(arguments)
-        if len(inner) == len(value):
-            return tuple(_value(item_hint, item, where) for item_hint, item in zip(inner, value, strict=True))
-    elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
-        return value
-    elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    elif hint is type(None) and value is None:
-        return None
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
-        return value
-    accepted = ", ".join(map(str, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
-    raise InputError(f"{where} is {value!r}; it takes {accepted}")
-
-
-def read_config(path: str | Path) -> Config:
-    """Read a config from a JSON file."""
-    try:
-        values = json.loads(Path(path).read_text())
-    except OSError as error:
-        raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"the config {path} is not JSON: {error}") from error
-    config: Config = from_dict(Config, values)
-    return config
+def with_backbone(config: Config, kind: str) -> Config:
+    """Exchange the backbone for one of another kind, which keeps the settings that both have."""
+    known = KINDS["backbone"]
+    require(kind in known, f"--backbone is '{kind}'; it takes {', '.join(known)}{suggest(kind, known)}")
+    names = {f.name for f in fields(known[kind])} & {f.name for f in fields(config.backbone)}
+    return replace(config, backbone=known[kind](**{name: getattr(config.backbone, name) for name in names}))

@@ -15,7 +15,7 @@ from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
 from jepa.data import CACHE, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device
-from jepa.evaluation import judge, table
+from jepa.evaluation import descent, descent_table, judge, table
 from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["evaluate", "report"]
@@ -64,6 +64,8 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         },
         "version": __version__,
     }
+    if energy := descent(encoders["trained"], *test):
+        result["energy"] = energy
     if "knn" not in rows["trained"]:
         missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
         result["left_out"] = f"kNN, linear probe and raw pixels, which need labels: {missing} has none"
@@ -95,6 +97,13 @@ def report(result: dict[str, Any], path: str | Path) -> str:
         table(result),
         "",
     ]
+    if energy := result.get("energy"):
+        lines += [
+            f"Energy before every step and after the last, the mean of {energy['images']} images; it falls at every "
+            f"step for {energy['falling']:.0f} % of them:",
+            descent_table(energy),
+            "",
+        ]
     if "left_out" in result:
         lines.append(f"Left out: {result['left_out']}.")
     if listed := result.get("unreadable"):

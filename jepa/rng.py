@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["Rng"]
+__all__ = ["Rng", "seed_torch"]
 
 _GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number, the increment of SplitMix64
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
@@ -52,3 +52,12 @@ class Rng:
         row = _mix(self.rows.long() * _GOLDEN + key)
         bits = _mix(row[:, None] + (index + 1) * _GOLDEN)
         return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # 24 bits: all that a float32 in [0, 1) holds
+
+
+def seed_torch(seed: int, step: int, rank: int) -> None:
+    """Seed torch's own generators for a step, for what modules draw themselves, such as noise or dropout.
+
+    A resumed run then draws the same; unlike the draws of `Rng`, another number of processes does not.
+    """
+    name = f"{seed}/{step}/{rank}".encode()
+    torch.manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True))

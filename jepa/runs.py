@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jepa.backbones import Encoder
-from jepa.config import Config, InputError, read_config, to_dict
+from jepa.config import Config, InputError
+from jepa.config_json import read_config, to_dict
 from jepa.objectives import Objective, build_objective
 
 __all__ = ["Run", "fresh_objective", "load_encoder", "pack", "unpack"]

@@ -24,12 +24,13 @@ from torch import Tensor
 
 from jepa import distributed
 from jepa.allocator import keep_freed_memory
-from jepa.config import Config, DataConfig, InputError, flat
+from jepa.config import Config, DataConfig, InputError
+from jepa.config_json import flat
 from jepa.data import CACHE, Faults, Images, Loader, open_dataset, progress, split_holdout
 from jepa.monitor import Monitor
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, set_schedule
-from jepa.rng import Rng
+from jepa.rng import Rng, seed_torch
 from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["Interrupted", "check_resumable", "train"]
@@ -85,6 +86,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             objective.train()
             for step, parts in zip(steps, monitor.waits(loader.steps(steps, faults)), strict=True):
                 rate = set_schedule(optimizer, step, config.steps, config.optim)
+                seed_torch(config.seed, step, distributed.rank())
                 terms: list[dict[str, Tensor]] = []
                 for number, batch in enumerate(parts, 1):
                     inputs = objective.sample(batch, Rng(config.seed, step, batch.rows))

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from jepa.cli import main
-from jepa.config import to_dict
+from jepa.config import EnergyConfig
+from jepa.config_json import read_config, to_dict
 from jepa.recipes import RECIPES
 from jepa.runs import Run
 
@@ -73,6 +74,17 @@ def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_one_flag_exchanges_the_backbone(capsys, config_file, tmp_path):
+    run = tmp_path / "run"
+    flags = ["--backbone", "energy", "--backbone.alpha", "0.2"]
+    assert call(capsys, "train", "--config", config_file, "--run", str(run), *flags)[0] == 0
+    backbone, before = Run(run).config.backbone, read_config(config_file).backbone
+    assert backbone == EnergyConfig(size=before.size, patch=before.patch, stem=before.stem, alpha=0.2)
+    code, _, err = call(capsys, "train", "--run", str(run), "--resume", "--steps", "9", "--backbone", "vit")
+    assert code == 2
+    assert "was trained with backbone.kind = energy and cannot be resumed with vit" in err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -82,6 +94,9 @@ def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
         (["train", "--steps", "0"], "steps is 0; it takes a whole number from 1"),
         (["train", "--steps", "many"], "many"),
         (["train", "--backbone.stem", "linear", "--backbone.patch", "5"], "which does not divide the image of 28x28"),
+        (["train", "--backbone", "enrgy"], "--backbone is 'enrgy'; it takes vit, energy; did you mean 'energy'?"),
+        (["train", "--backbone", "energy", "--backbone.alpha", "-1"], "backbone.alpha is -1.0; a step down the energy"),
+        (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "5 heads do not divide 96"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),
         (["train", "--device", "tpu9"], "device is 'tpu9'; it takes auto, cpu, cuda"),
         (["train", "--config", "nowhere.json"], "the config nowhere.json cannot be read"),

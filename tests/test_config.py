@@ -15,13 +15,10 @@ from jepa.config import (
     MaskConfig,
     OptimConfig,
     ViTConfig,
-    flat,
-    from_dict,
     parse_width,
-    read_config,
     suggest,
-    to_dict,
 )
+from jepa.config_json import flat, from_dict, read_config, to_dict
 from jepa.recipes import RECIPES, facts
 
 
@@ -61,7 +58,7 @@ def test_parts_carry_their_kind():
         ({"stepz": 3}, "config has no setting 'stepz'; did you mean 'steps'?"),
         ({"steps": "many"}, "config.steps is 'many'; it takes int"),
         ({"steps": True}, "config.steps is True; it takes int"),
-        ({"backbone": {"kind": "vitt"}}, "config.backbone.kind is 'vitt'; it takes vit; did you mean 'vit'?"),
+        ({"backbone": {"kind": "vitt"}}, "config.backbone.kind is 'vitt'; it takes vit, energy; did you mean 'vit'?"),
         ({"precision": "fp8"}, "config.precision is 'fp8'; it takes auto, fp32, bf16"),
         ({"objective": {"crop": {"scale": [0.5]}}}, "config.objective.crop.scale is [0.5]; it takes"),
         ({"data": {"channels": 1.0}}, "config.data.channels is 1.0; it takes 1, 3"),

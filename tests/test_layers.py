@@ -6,6 +6,7 @@ from pathlib import Path
 PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = [
     ["config", "torchvision_guard", "allocator"],
+    ["config_json"],
     ["rng", "distributed", "optim", "plan"],
     ["data", "views", "masking"],
     ["backbones"],

@@ -9,7 +9,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from jepa.cli import TrainArguments
-from jepa.config import Config, InputError, from_dict, to_dict
+from jepa.config import Config, InputError
+from jepa.config_json import from_dict, to_dict
 from jepa.masking import MaskSampler
 from jepa.plan import CPU_SIZES, GPU_SIZES, LEAST_CROP, Situation, plan
 from jepa.rng import Rng

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import jepa
-from jepa.config import Config, InputError, MaskConfig, from_dict, to_dict
+from jepa.config import Config, EnergyConfig, InputError, MaskConfig, with_backbone
+from jepa.config_json import from_dict, to_dict
 from jepa.evaluate import evaluate, report
 from jepa.monitor import diagnose
 from jepa.recipes import RECIPES
@@ -46,6 +47,21 @@ def test_every_recipe_steps_twice(name, toy_source, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in last(run).values())
 
 
+def test_an_energy_transformer_trains_and_shows_its_descent(tiny, tmp_path):
+    run = train(with_backbone(tiny, "energy"), tmp_path / "run")
+    result = evaluate(run.path)
+    energy = result["energy"]
+    assert len(energy["total"]) == 5
+    assert energy["total"] == sorted(energy["total"], reverse=True)
+    assert energy["falling"] == 100
+    assert energy["images"] == 40
+    assert energy["total"][0] == pytest.approx(energy["attention"][0] + energy["hopfield"][0], abs=0.02)
+    assert "it falls at every step for 100 % of them" in report(result, run.path)
+    again = jepa.load(str(run.path))
+    assert again.embed(torch.rand(2, 3, 16, 16)).shape == (2, 32)
+    assert not again.training
+
+
 def test_training_changes_the_encoder_and_lowers_the_loss(tiny, tmp_path):
     config = dataclasses.replace(tiny, steps=60, save_every=100, optim=dataclasses.replace(tiny.optim, lr=3e-3))
     run = train(config, tmp_path / "run")
@@ -55,14 +71,17 @@ def test_training_changes_the_encoder_and_lowers_the_loss(tiny, tmp_path):
     assert not torch.equal(untrained["target.backbone.stem.0.weight"], last(run)["model.target.backbone.stem.0.weight"])
 
 
-def test_resume_is_bitwise(tiny, tmp_path):
+@pytest.mark.parametrize("backbone", [None, EnergyConfig(size="32x4x2", patch=4, noise=0.1)])
+def test_resume_is_bitwise(tiny, tmp_path, backbone):
     """A run that is killed just after its checkpoint of step 4 ends as one that never was."""
+    tiny = dataclasses.replace(tiny, backbone=backbone or tiny.backbone)
     whole = train(tiny, tmp_path / "whole")
     interrupted = dataclasses.replace(tiny, save_every=4)
     halfway = tmp_path / "halfway"
     script = f"""
 import jepa.train, json, os
-from jepa.config import from_dict, Config
+from jepa.config import Config
+from jepa.config_json import from_dict
 from jepa.runs import Run
 save = Run.save
 def save_and_die(self, name, tensors, **facts):

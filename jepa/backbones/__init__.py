@@ -1,14 +1,21 @@
 """Backbones: images in, tokens out. A new one is a file here, and a line in `BACKBONES` and `TRUNKS`."""
 
+from collections.abc import Callable
+
 from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, sincos_positions, take
+from jepa.backbones.energy import Energies, EnergyLayerNorm, EnergyTransformer, EnergyTrunk
 from jepa.backbones.vit import ViT, ViTTrunk
-from jepa.config import BackboneConfig, DataConfig, ViTConfig, parse_width
+from jepa.config import BackboneConfig, DataConfig, EnergyConfig, ViTConfig, parse_width
 
 __all__ = [
     "BACKBONES",
     "TRUNKS",
     "Backbone",
     "Encoder",
+    "Energies",
+    "EnergyLayerNorm",
+    "EnergyTransformer",
+    "EnergyTrunk",
     "Tokens",
     "Trunk",
     "ViT",
@@ -19,8 +26,11 @@ __all__ = [
     "take",
 ]
 
-BACKBONES = {ViTConfig: ViT}
-TRUNKS = {ViTConfig: ViTTrunk}
+BACKBONES: dict[type, Callable[..., Backbone]] = {ViTConfig: ViT, EnergyConfig: EnergyTransformer}
+TRUNKS: dict[type, Callable[..., Trunk]] = {
+    ViTConfig: lambda config, dim, depth, heads: ViTTrunk(dim, depth, heads),
+    EnergyConfig: EnergyTrunk,
+}
 
 
 def build_encoder(config: BackboneConfig, data: DataConfig) -> Encoder:
@@ -34,4 +44,4 @@ def build_encoder(config: BackboneConfig, data: DataConfig) -> Encoder:
 def build_trunk(config: BackboneConfig, shape: str) -> tuple[Trunk, int]:
     """Build the trunk of a predictor, of the backbone's own family, and return it with its width."""
     dim, depth, heads = parse_width(shape, "objective.predictor")
-    return TRUNKS[type(config)](dim, depth, heads), dim
+    return TRUNKS[type(config)](config, dim, depth, heads), dim

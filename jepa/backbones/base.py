@@ -84,6 +84,10 @@ class Encoder(nn.Module):
         tokens: Tokens = self.backbone((images - self.mean) / self.std, keep, valid, layers)
         return tokens
 
+    def prepare(self, images: Tensor) -> Tensor:
+        """Resize and normalise images (B, C, H, W), uint8 or floats in [0, 1], to what the backbone takes."""
+        return (resize(images, self.size) - self.mean) / self.std
+
     def embed(self, images: Tensor) -> Tensor:
         """Turn images (B, C, H, W), uint8 or floats in [0, 1], into one averaged vector each (B, D)."""
         return self.backbone.pool(self(resize(images, self.size)).x)

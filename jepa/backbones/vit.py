@@ -1,19 +1,18 @@
 """The Vision Transformer of I-JEPA: fixed sin-cos positions, no class token, pre-norm blocks.
 
-The blocks are timm's; stems, initialisation and the handling of kept and padded tokens are here.
+The blocks are timm's; initialisation and the handling of padded tokens are here.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 
 import torch
-from einops import rearrange
 from torch import Tensor, nn
 
-from jepa.backbones.base import Backbone, Tokens, Trunk, sincos_positions, take
+from jepa.backbones.base import Trunk
+from jepa.backbones.patches import PatchBackbone
 from jepa.config import ViTConfig
 from jepa.torchvision_guard import guard
 
@@ -63,66 +62,13 @@ class ViTTrunk(Trunk):
         return None if valid is None else valid[:, None, None, :]
 
 
-class ViT(Backbone):
+class ViT(PatchBackbone):
     """A Vision Transformer over a grid of patches; only the tokens in `keep` enter the blocks."""
 
-    maskable = True
-
     def __init__(self, config: ViTConfig, channels: int, image_size: tuple[int, int]) -> None:
-        super().__init__()
         dim, depth, heads, mlp_ratio = config.dimensions
-        self.dim, self.stride, self.num_layers = dim, config.patch, depth
-        self.trained_grid = (image_size[0] // config.patch, image_size[1] // config.patch)
-        self.stem = make_stem(config.stem, channels, dim, config.patch)
-        self.trunk = ViTTrunk(dim, depth, heads, mlp_ratio)
-        self._positions: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
-
-    def forward(
-        self,
-        images: Tensor,
-        keep: Tensor | None = None,
-        valid: Tensor | None = None,
-        layers: Sequence[int] = (),
-    ) -> Tokens:
-        """Encode images (B, C, H, W) whose sides the patch divides; see `Backbone.forward`."""
-        patches = self.stem(images)
-        grid = (patches.shape[-2], patches.shape[-1])
-        x = rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device)
-        if keep is not None:
-            x = take(x, keep)
-        if not layers:
-            return Tokens(self.trunk(x, valid), grid, valid)
-        every = self.trunk.layers(x, valid)
-        return Tokens(every[-1], grid, valid, [every[layer] for layer in layers])
-
-    def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the positions (N, D) of a grid, made once for each grid and device."""
-        key = (grid, device)
-        if key not in self._positions:
-            self._positions[key] = sincos_positions(self.dim, grid, self.trained_grid).to(device)
-        return self._positions[key]
-
-
-def make_stem(kind: str, channels: int, dim: int, patch: int) -> nn.Sequential:
-    """Build the layers from pixels (B, C, H, W) to a map of tokens (B, D, H/patch, W/patch)."""
-    if kind == "linear":
-        layers: list[nn.Module] = [nn.Conv2d(channels, dim, patch, patch)]
-    else:
-        kernel, padding = (3, 1) if kind == "conv" else (2, 0)
-        halvings = int(math.log2(patch))
-        widths = [max(dim >> (halvings - index), 16) for index in range(1, halvings + 1)]
-        layers = []
-        for before, after in zip([channels, *widths], widths, strict=False):
-            layers += [nn.Conv2d(before, after, kernel, 2, padding), nn.GELU()]
-        layers.append(nn.Conv2d(widths[-1], dim, 1))
-    for layer in layers:
-        if isinstance(layer, nn.Conv2d):
-            assert layer.bias is not None
-            # several layers need the scale of their fan-in, or their output is lost beside the positions
-            fan_in = math.prod(layer.weight.shape[1:])
-            nn.init.trunc_normal_(layer.weight, std=0.02 if kind == "linear" else math.sqrt(2 / fan_in))
-            nn.init.zeros_(layer.bias)
-    return nn.Sequential(*layers)
+        trunk = ViTTrunk(dim, depth, heads, mlp_ratio)
+        super().__init__(trunk, config.stem, config.patch, dim, depth, channels, image_size)
 
 
 def init_weights(module: nn.Module) -> None:

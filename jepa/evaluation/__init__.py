@@ -1,5 +1,6 @@
 """Evaluation: features once, then measures of them. A new one is a file here and a line in `judge.py`."""
 
+from jepa.evaluation.descent import descent, descent_table
 from jepa.evaluation.features import Features, extract, pixels
 from jepa.evaluation.geometry import rankme, spread
 from jepa.evaluation.judge import judge, online, table
@@ -7,6 +8,8 @@ from jepa.evaluation.probes import knn, linear_probe
 
 __all__ = [
     "Features",
+    "descent",
+    "descent_table",
     "extract",
     "judge",
     "knn",

@@ -6,7 +6,7 @@ Shapes: B images, N tokens of the grid, D encoder width, P predictor width, K co
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -74,6 +74,12 @@ class IJepa(Objective):
         self.predictor = Predictor(config, self.context.backbone.dim, self.grid)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
         self.masks = MaskSampler(self.config.masks, self.grid)
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch between training and evaluation; the target encoder is never trained, so it stays in the latter."""
+        super().train(mode)
+        self.target.eval()
+        return self
 
     def sample(self, batch: Batch, rng: Rng) -> IJepaInputs:
         """Crop one view of every image and draw its masks."""
