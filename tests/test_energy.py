@@ -75,7 +75,7 @@ def test_the_gradient_is_that_of_the_energy(situation):
 def slow_energy(trunk: EnergyTrunk, g: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
     """Evaluate the equations for one image (N, D), one sum after the other."""
     weights = {key: value.detach().numpy() for key, value in trunk.named_parameters()}
-    heads, width = trunk.shape.heads, g.shape[1] // trunk.shape.heads
+    heads, width = trunk.form.heads, g.shape[1] // trunk.form.heads
     attention = 0.0
     for h in range(heads):
         rows = slice(h * width, (h + 1) * width)
@@ -92,7 +92,7 @@ def slow_energy(trunk: EnergyTrunk, g: np.ndarray, valid: np.ndarray) -> tuple[f
     for b in range(len(g)):
         if valid[b]:
             overlaps = [float(memory @ g[b]) for memory in weights["memory.weight"]]
-            if trunk.shape.softmax:
+            if trunk.form.softmax:
                 beta = float(trunk.memory.beta())
                 hopfield -= math.log(sum(math.exp(beta * overlap) for overlap in overlaps)) / beta
             else:
@@ -139,8 +139,8 @@ def test_what_is_worked_out_again_is_what_was(config):
     valid = torch.rand(4, 7) < 0.7
     arguments = (x, trunk.norm.gammas(), trunk.norm.delta, trunk.alpha())
     weights, pairs = trunk.weights(x), trunk.pairs(x, valid)
-    lean = LeanStep.apply(*arguments, *weights, *pairs, trunk.shape)
-    plain, *_ = plain_step(*arguments, weights, pairs, trunk.shape)
+    lean = LeanStep.apply(*arguments, *weights, *pairs, trunk.form)
+    plain, *_ = plain_step(*arguments, weights, pairs, trunk.form)
     assert torch.equal(lean, plain)
     inputs = [x, *trunk.parameters()]
     for mine, wanted in zip(
@@ -164,6 +164,13 @@ def test_a_step_keeps_seven_numbers_a_feature_and_none_of_every_pair():
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         trunk(torch.randn(images, tokens, 32))
     assert sum(kept.values()) < (7 * 6 + 2) * images * tokens * 32 + tokens**2 + 3 * weights
+
+
+def test_torch_func_sees_through_a_step():
+    trunk = make(CASES[0])
+    x = torch.randn(4, 5, 16, dtype=torch.float64, requires_grad=True)
+    each = torch.func.vmap(torch.func.grad(lambda x: trunk(x[None]).square().sum()))(x)
+    assert torch.allclose(each, torch.autograd.grad(trunk(x).square().sum(), x)[0])
 
 
 def test_bf16_is_near_fp32():

@@ -20,7 +20,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jepa.backbones.base import Trunk
-from jepa.backbones.energy_step import EPS, Pairs, Shape, Weights, energy_gradient, energy_step
+from jepa.backbones.energy_step import EPS, Form, Pairs, Weights, energy_gradient, energy_step
 from jepa.backbones.patches import PatchBackbone
 from jepa.config import EnergyConfig
 
@@ -151,7 +151,7 @@ class EnergyTrunk(Trunk):
         self.norm = EnergyLayerNorm(dim)
         self.attention = EnergyAttention(dim, heads, config)
         self.memory = HopfieldMemory(dim, config)
-        self.shape = Shape(heads, self.memory.softmax)
+        self.form = Form(heads, self.memory.softmax)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, D) to normalised tokens; tokens that are not `valid` (B, N) have no part in the energy."""
@@ -168,7 +168,7 @@ class EnergyTrunk(Trunk):
         weights, gammas, alpha = self.weights(x), self.norm.gammas(), self.alpha()
         yield x
         for _ in range(self.steps):
-            x = energy_step(x, gammas, self.norm.delta, alpha, weights, pairs, self.shape)
+            x = energy_step(x, gammas, self.norm.delta, alpha, weights, pairs, self.form)
             if self.noise and self.training:
                 x = x + self.noise * torch.randn_like(x)
             yield x
@@ -180,7 +180,7 @@ class EnergyTrunk(Trunk):
 
     def gradient(self, g: Tensor, pairs: Pairs) -> Tensor:
         """∂E/∂g (B, N, D) at normalised tokens; 0 for tokens that do not count."""
-        return energy_gradient(g, self.weights(g), pairs, self.shape)[0]
+        return energy_gradient(g, self.weights(g), pairs, self.form)[0]
 
     def energy(self, g: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
         """Return attention and Hopfield energy (B,) at normalised tokens g (B, N, D)."""
@@ -216,7 +216,7 @@ class EnergyTrunk(Trunk):
         bias = torch.zeros_like(allowed, dtype=kind).masked_fill(~allowed, torch.finfo(kind).min / 2)
         queries = None
         if valid is not None or count == 1:
-            queries = allowed.any(-1, keepdim=True).expand(len(x), self.shape.heads, -1, -1).flatten(0, 1).to(kind)
+            queries = allowed.any(-1, keepdim=True).expand(len(x), self.form.heads, -1, -1).flatten(0, 1).to(kind)
         return Pairs(bias, queries, None if valid is None else valid[..., None].to(x.dtype))
 
 

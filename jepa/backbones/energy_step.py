@@ -35,24 +35,24 @@ class Pairs(NamedTuple):
     tokens: Tensor | None  # (B, N, 1): 1 for a token that counts, else 0
 
 
-class Shape(NamedTuple):
+class Form(NamedTuple):
     """What is not a tensor."""
 
     heads: int
     softmax: bool  # memories: softmax, or relu
 
 
-def energy_gradient(g: Tensor, weights: Weights, pairs: Pairs, shape: Shape) -> tuple[Tensor, Tensor, Tensor]:
+def energy_gradient(g: Tensor, weights: Weights, pairs: Pairs, form: Form) -> tuple[Tensor, Tensor, Tensor]:
     """Return ∂E/∂g (B, N, D), queries and keys (2, B·H, N, Z), and how much each memory is recalled (B, N, M).
 
     A token is drawn as a query to its keys, as a key to the queries it answers, and to the memories that are like it:
     ∂E/∂Q_C = -Σ_B P_CB K_B, ∂E/∂K_B = -Σ_C P_CB Q_C with the same P, and -Σ_μ relu(ξ_μ · g) ξ_μ.
     """
-    queries_keys = split_heads(F.linear(g, weights.attend), shape.heads)
-    sides = both_sides(attention(queries_keys, pairs, shape), queries_keys, pairs)
+    queries_keys = split_heads(F.linear(g, weights.attend), form.heads)
+    sides = both_sides(attention(queries_keys, pairs, form), queries_keys, pairs)
     recall = F.linear(g, weights.recall)
-    recall = recall.softmax(-1).to(recall.dtype) if shape.softmax else recall.relu_()
-    drawn = join_heads(*sides, shape.heads).flatten(0, 1) @ weights.attended
+    recall = recall.softmax(-1).to(recall.dtype) if form.softmax else recall.relu_()
+    drawn = join_heads(*sides, form.heads).flatten(0, 1) @ weights.attended
     gradient = torch.addmm(drawn, recall.flatten(0, 1), weights.recalled).view_as(g)
     return gradient if pairs.tokens is None else gradient * pairs.tokens, queries_keys, recall
 
@@ -68,11 +68,11 @@ def join_heads(first: Tensor, second: Tensor, heads: int) -> Tensor:
     return torch.stack(parts, 2).flatten(2)
 
 
-def attention(queries_keys: Tensor, pairs: Pairs, shape: Shape) -> Tensor:
+def attention(queries_keys: Tensor, pairs: Pairs, form: Form) -> Tensor:
     """Return P (B·H, C, B), the softmax of β Q·K over the keys B."""
     logits = queries_keys[0] @ queries_keys[1].mT
     if pairs.bias is not None:
-        logits.unflatten(0, (-1, shape.heads)).add_(pairs.bias)
+        logits.unflatten(0, (-1, form.heads)).add_(pairs.bias)
     return logits.softmax(-1).to(logits.dtype)
 
 
@@ -85,21 +85,23 @@ def both_sides(p: Tensor, queries_keys: Tensor, pairs: Pairs) -> tuple[Tensor, T
 
 
 def energy_step(
-    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, shape: Shape
+    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, form: Form
 ) -> Tensor:
     """Return x - α ∂E/∂g at g = γ (x - mean x) / sqrt(var x + ε) + δ, for tokens x (B, N, D); γ and δ are (D,)."""
-    if torch.is_grad_enabled() and not torch.compiler.is_compiling():
-        result: Tensor = LeanStep.apply(x, gamma, delta, alpha, *weights, *pairs, shape)
+    # a compiler keeps and works out again what it sees fit, and torch.func wants operations that it knows
+    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled() and not plain:
+        result: Tensor = LeanStep.apply(x, gamma, delta, alpha, *weights, *pairs, form)
         return result
-    return plain_step(x, gamma, delta, alpha, weights, pairs, shape)[0]
+    return plain_step(x, gamma, delta, alpha, weights, pairs, form)[0]
 
 
 def plain_step(
-    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, shape: Shape
+    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, form: Form
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The step in differentiable operations; also returns what `energy_gradient` does."""
     g = F.layer_norm(x, delta.shape, gamma, delta, EPS).to(weights.attend.dtype)
-    gradient, queries_keys, recall = energy_gradient(g, weights, pairs, shape)
+    gradient, queries_keys, recall = energy_gradient(g, weights, pairs, form)
     return torch.addcmul(x, alpha, gradient.to(x.dtype), value=-1), queries_keys, recall
 
 
@@ -113,8 +115,8 @@ class LeanStep(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
         """Take the step."""
-        weights, pairs, ctx.shape = Weights(*rest[:4]), Pairs(*rest[4:7]), rest[7]
-        result, queries_keys, recall = plain_step(x, gamma, delta, alpha, weights, pairs, ctx.shape)
+        weights, pairs, ctx.form = Weights(*rest[:4]), Pairs(*rest[4:7]), rest[7]
+        result, queries_keys, recall = plain_step(x, gamma, delta, alpha, weights, pairs, ctx.form)
         ctx.save_for_backward(x, gamma, delta, alpha, *weights, *pairs, queries_keys, recall)
         return result
 
@@ -122,10 +124,10 @@ class LeanStep(torch.autograd.Function):
     def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, γ, δ, α and the weights."""
         x, gamma, delta, alpha, *rest, queries_keys, recall = ctx.saved_tensors
-        weights, pairs, shape = Weights(*rest[:4]), Pairs(*rest[4:]), ctx.shape
+        weights, pairs, form = Weights(*rest[:4]), Pairs(*rest[4:]), ctx.form
         if torch.is_grad_enabled():  # to be differentiated again
             inputs = (x, gamma, delta, alpha, *weights)
-            result, *_ = plain_step(x, gamma, delta, alpha, weights, pairs, shape)
+            result, *_ = plain_step(x, gamma, delta, alpha, weights, pairs, form)
             wanted = [tensor for tensor in inputs if tensor.requires_grad]
             found = iter(torch.autograd.grad(result, wanted, d, create_graph=True))
             return *(next(found) if tensor.requires_grad else None for tensor in inputs), *[None] * 4
@@ -138,15 +140,15 @@ class LeanStep(torch.autograd.Function):
         flat = down.flatten(0, 1)
 
         d_recalled = recall.flatten(0, 1).T @ flat
-        d_overlap = recall_backward(flat @ weights.recalled.T, recall.flatten(0, 1), shape)
+        d_overlap = recall_backward(flat @ weights.recalled.T, recall.flatten(0, 1), form)
         d_recall = d_overlap.T @ g
         d_g = d_overlap @ weights.recall
         del d_overlap
 
-        p = attention(queries_keys, pairs, shape)
-        d_attended = join_heads(*both_sides(p, queries_keys, pairs), shape.heads).flatten(0, 1).T @ flat
-        d_sides = split_heads(F.linear(down, weights.attended), shape.heads)
-        d_attention = join_heads(*attention_backward(d_sides, p, queries_keys, pairs), shape.heads).flatten(0, 1)
+        p = attention(queries_keys, pairs, form)
+        d_attended = join_heads(*both_sides(p, queries_keys, pairs), form.heads).flatten(0, 1).T @ flat
+        d_sides = split_heads(F.linear(down, weights.attended), form.heads)
+        d_attention = join_heads(*attention_backward(d_sides, p, queries_keys, pairs), form.heads).flatten(0, 1)
         d_attend = d_attention.T @ g
         d_g.addmm_(d_attention, weights.attend)
 
@@ -158,9 +160,9 @@ class LeanStep(torch.autograd.Function):
         return d_x.add_(d), d_gamma, d_delta, d_alpha, d_attend, d_attended, d_recall, d_recalled, *[None] * 4
 
 
-def recall_backward(d_recall: Tensor, recall: Tensor, shape: Shape) -> Tensor:
+def recall_backward(d_recall: Tensor, recall: Tensor, form: Form) -> Tensor:
     """Turn the gradient of the recall (N, M) into that of the overlaps with the memories, in its place."""
-    if shape.softmax:
+    if form.softmax:
         return torch._softmax_backward_data(d_recall, recall, -1, recall.dtype)
     return torch.ops.aten.threshold_backward.grad_input(d_recall, recall, 0, grad_input=d_recall)  # type: ignore[no-any-return]
 
