@@ -35,7 +35,7 @@ from jepa.data import open_dataset
 from jepa.runs import Run, load_encoder
 
 HEADS, BATCH_TOKENS = 4, 4096
-ALPHAS = [0.1 * 2 ** (exponent / 2) for exponent in range(-2, 15)]
+ALPHAS = [0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6]
 VARIANTS = ("written out", "jacrev", "func.grad", "ViT")
 
 
@@ -172,7 +172,7 @@ def descent(given: argparse.Namespace) -> None:
             if falling < 100:
                 break
             largest = alpha
-        print(f"T {steps}: monotone up to α = {largest:.3g}")
+        print(f"T {steps}: monotone up to α = {largest:.3g}" + (", the largest tried" if largest == ALPHAS[-1] else ""))
 
 
 def count_flops(step: Callable[[], None]) -> int:

@@ -3,6 +3,7 @@
     python benchmarks/throughput.py                    # ViT 192x6 at 32 px, batch 128
     python benchmarks/throughput.py --reference PATH   # beside the modules of a checkout of facebookresearch/ijepa
     python benchmarks/throughput.py --size base --patch 16 --image-size 224 --predictor 384x6x12 --compile  # on a GPU
+    python benchmarks/throughput.py --recipe saccade-cifar10 --convnets convnext_atto resnet18   # and what views cost
 
 One step is everything: crops, masks, forward, backward, AdamW, EMA. The reference's step has its masks in it, and no
 crops; the two take turns in one process, so that a noisy machine is noisy for both. FLOPs (matrix products and
@@ -19,6 +20,7 @@ import statistics
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -31,17 +33,21 @@ from jepa.data import Batch
 from jepa.distributed import pick_device
 from jepa.masking import MaskSampler
 from jepa.optim import build_optimizer
+from jepa.recipes import recipe
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
 
+Step = Callable[[], None]
 
-def our_step(config: Config, device: torch.device, bf16: bool, compiled: bool) -> Callable[[], None]:
-    """Build a full training step of this project."""
+
+def our_step(config: Config, device: torch.device, bf16: bool, compiled: bool) -> tuple[Step, Step]:
+    """Build a full training step of this project, and its views and masks alone."""
     objective = fresh_objective(config).to(device)
     optimizer = build_optimizer(objective, config.optim)
     model = torch.compile(objective) if compiled else objective
     rows = torch.arange(config.batch_size, device=device)
-    images = torch.randint(0, 256, (config.batch_size, 3, *config.data.size), dtype=torch.uint8, device=device)
+    shape = (config.batch_size, config.data.channels, *config.data.canvas_size)
+    images = torch.randint(0, 256, shape, dtype=torch.uint8, device=device)
     batch, count = Batch(images, None, rows), 0
 
     def step() -> None:
@@ -55,7 +61,7 @@ def our_step(config: Config, device: torch.device, bf16: bool, compiled: bool) -
         objective.after_step(0.5)
         count += 1
 
-    return step
+    return step, lambda: objective.sample(batch, Rng(0, count, rows))
 
 
 def reference_step(path: Path, config: Config, device: torch.device, bf16: bool) -> Callable[[], None]:
@@ -138,6 +144,25 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
     return 2 * size**3 / best
 
 
+def recipe_table(given: argparse.Namespace, device: torch.device, bf16: bool) -> None:
+    """Print images/s of a recipe, by ConvNets where some are named, and what its views and masks cost."""
+    config = recipe(given.recipe)
+    mean, std = (0.5,) * config.data.channels, (0.25,) * config.data.channels
+    config = replace(config, data=replace(config.data, mean=mean, std=std))
+    backbones = {name: replace(config.backbone, name=name) for name in given.convnets} or {"as it is": config.backbone}
+    print(f"{given.recipe}, batch {config.batch_size}, {device}, torch {torch.__version__}")
+    print(f"{'':<24}{'parameters':>12}{'MFLOP/image':>13}{'images/s':>10}{'views, % of a step':>20}")
+    for name, backbone in backbones.items():
+        changed = replace(config, backbone=backbone)
+        step, views = our_step(changed, device, bf16, given.compile)
+        encoder = next(iter(fresh_objective(changed).encoders().values()))
+        weights = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+        flops = count_flops(step) / config.batch_size / 1e6
+        seconds = rates({"step": step, "views": views}, given.steps, device)
+        share = 100 * seconds["views"] / seconds["step"]
+        print(f"{name:<24}{weights:>10.1f} M{flops:>13,.0f}{config.batch_size / seconds['step']:>10.0f}{share:>20.1f}")
+
+
 def arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -150,6 +175,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--recipe", help="time this recipe instead")
+    parser.add_argument("--convnets", nargs="*", default=[], help="models of timm to exchange its backbone for")
     parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/ijepa")
     return parser.parse_args()
 
@@ -160,6 +187,9 @@ def main() -> None:
     keep_freed_memory()  # as `jepa train` does; the reference gains by it too
     device = pick_device(given.device)
     bf16 = device.type == "cuda"
+    if given.recipe:
+        recipe_table(given, device, bf16)
+        return
     config = Config(
         batch_size=given.batch_size,
         data=DataConfig(image_size=given.image_size, mean=(0.5,) * 3, std=(0.25,) * 3),
@@ -169,12 +199,12 @@ def main() -> None:
         ),
         optim=OptimConfig(),
     )
-    steps = {"eager": our_step(config, device, bf16, compiled=False)}
+    steps = {"eager": our_step(config, device, bf16, compiled=False)[0]}
     if given.reference is not None:
         steps["reference"] = reference_step(given.reference, config, device, bf16)
     flops = {name: count_flops(step) for name, step in steps.items()}
     if given.compile:
-        steps["compiled"], flops["compiled"] = our_step(config, device, bf16, compiled=True), flops["eager"]
+        steps["compiled"], flops["compiled"] = our_step(config, device, bf16, compiled=True)[0], flops["eager"]
     before = matmul_rate(device, torch.bfloat16 if bf16 else torch.float32)
     seconds = rates(steps, given.steps, device)
     peak = max(before, matmul_rate(device, torch.bfloat16 if bf16 else torch.float32))

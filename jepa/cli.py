@@ -37,7 +37,7 @@ class TrainArguments:
     resume: bool = False
     """Go on with the run in that folder, from its last checkpoint."""
     backbone: str | None = None
-    """Exchange the recipe's backbone for one of this kind: vit, energy. Its settings follow as --backbone.NAME."""
+    """Exchange the recipe's backbone for another: vit, energy, convnet. Its settings follow as --backbone.NAME."""
     # without sub-commands for the parts that have alternatives: --backbone has chosen by then
     settings: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")] = field(default_factory=Config)
 

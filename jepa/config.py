@@ -15,14 +15,18 @@ __all__ = [
     "KINDS",
     "BackboneConfig",
     "Config",
+    "ConvNetConfig",
     "CropConfig",
     "DataConfig",
     "EnergyConfig",
+    "FixationConfig",
     "IJepaConfig",
     "InputError",
     "MaskConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "SaccadeConfig",
+    "VICRegConfig",
     "ViTConfig",
     "parse_width",
     "require",
@@ -138,11 +142,23 @@ def check_patches(size: str, patch: int, stem: str) -> None:
     require(fits, f"backbone.stem '{stem}' needs a patch that is a power of 2; backbone.patch is {patch}")
 
 
+def check_grid(patch: int, data: DataConfig) -> None:
+    """Refuse images that patches do not divide."""
+    height, width = data.size
+    nearest = max(patch, round(height / patch) * patch)
+    require(
+        height % patch == 0 and width % patch == 0,
+        f"backbone.patch is {patch}, which does not divide the image of {height}x{width} pixels; "
+        f"choose another patch, or --data.image-size {nearest}",
+    )
+
+
 @dataclass(frozen=True)
 class ViTConfig:
     """A Vision Transformer (Dosovitskiy et al. 2021) with fixed sin-cos positions and no class token."""
 
     kind: ClassVar[str] = "vit"
+    maskable: ClassVar[bool] = True
 
     size: str = "small"
     """tiny, small, base, large, huge, giant, or free dimensions DIMxDEPTH[xHEADS], such as 192x6x3."""
@@ -153,6 +169,10 @@ class ViTConfig:
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
+
+    def fits(self, data: DataConfig) -> None:
+        """Refuse images that the patches do not divide."""
+        check_grid(self.patch, data)
 
     @property
     def stride(self) -> int:
@@ -170,6 +190,7 @@ class EnergyConfig:
     """An Energy Transformer (Hoover et al. 2023): one block, applied again and again, that descends an energy."""
 
     kind: ClassVar[str] = "energy"
+    maskable: ClassVar[bool] = True
 
     size: str = "small"
     """As a ViT's, with steps T for its depth: tiny, small, …, or DIMxSTEPS[xHEADS], such as 192x12x3."""
@@ -206,6 +227,10 @@ class EnergyConfig:
         require(positive, f"backbone.beta is {self.beta}; an inverse temperature is above 0")
         require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation from 0")
 
+    def fits(self, data: DataConfig) -> None:
+        """Refuse images that the patches do not divide."""
+        check_grid(self.patch, data)
+
     @property
     def stride(self) -> int:
         """Pixels of a token's side."""
@@ -215,6 +240,22 @@ class EnergyConfig:
     def dimensions(self) -> tuple[int, int, int]:
         """Width, steps, heads."""
         return VIT_SIZES[self.size][:3] if self.size in VIT_SIZES else parse_width(self.size, "backbone.size")
+
+
+@dataclass(frozen=True)
+class ConvNetConfig:
+    """Any ConvNet of timm, by its name; its last map is the grid of tokens."""
+
+    kind: ClassVar[str] = "convnet"
+    maskable: ClassVar[bool] = False
+
+    name: str = "convnext_tiny"
+    """A model of timm: convnext_atto, resnet18, efficientnet_b0, …"""
+    small_stem: bool = False
+    """Halve the stride of the first layer and leave out a pooling behind it, for images of 32 pixels or so."""
+
+    def fits(self, data: DataConfig) -> None:
+        """Take images of any size."""
 
 
 @dataclass(frozen=True)
@@ -304,6 +345,154 @@ class IJepaConfig:
             value = getattr(self, name)
             require(value > 0, f"objective.{name} is {value}; it takes a number of steps above 0")
 
+    def fits(self, config: Config) -> None:
+        """Refuse what does not go together with the rest of the experiment."""
+        require(
+            config.backbone.maskable,
+            f"objective ijepa hides tokens from its encoder, which a {config.backbone.kind} cannot do; "
+            "choose --backbone vit or energy, or a saccade recipe",
+        )
+        needs_two(config, self.variance + self.covariance)
+
+
+@dataclass(frozen=True)
+class FixationConfig:
+    """Two fixations of one image, a small eye movement apart."""
+
+    field: float = 0.64
+    """Share of the image's side that a view covers (128 of 200 pixels)."""
+    shift: float = 0.28
+    """Largest shift from one fixation to the next, down and across each, in sides of a view."""
+    rotation: float = 2.0
+    """Largest rotation from one fixation to the next, in degrees."""
+    zoom: float = 1.0
+    """Each fixation is up to this many times nearer."""
+
+    def __post_init__(self) -> None:
+        require(0 < self.field <= 1, f"fixations.field is {self.field}; it takes a share of the image above 0, up to 1")
+        require(0 <= self.shift < math.inf, f"fixations.shift is {self.shift}; it takes a number of sides from 0")
+        require(0 <= self.rotation <= 90, f"fixations.rotation is {self.rotation}; it takes degrees from 0 to 90")
+        require(1 <= self.zoom < math.inf, f"fixations.zoom is {self.zoom}; it takes a factor from 1")
+        moves = self.shift > 0 or self.rotation > 0 or self.zoom > 1
+        require(moves, "fixations.shift and .rotation are 0 and .zoom is 1: there is no movement to learn from")
+
+    def side(self, canvas: tuple[int, int], size: tuple[int, int]) -> float:
+        """Return how many pixels of the canvas the shorter side of a view of `size` takes."""
+        return self.field * min(canvas[0] / size[0], canvas[1] / size[1]) * min(size)
+
+    def fits(self, canvas: tuple[int, int], size: tuple[int, int]) -> None:
+        """Refuse movements that would show what lies outside of the image, naming the largest that does not."""
+        smaller = canvas[0] < size[0] or canvas[1] < size[1]
+        require(
+            not smaller,
+            f"data.canvas is {canvas[0]}x{canvas[1]}, smaller than the view of {size[0]}x{size[1]}; give a larger "
+            "--data.canvas or a smaller --data.image-size",
+        )
+        side, turn = self.side(canvas, size), math.radians(self.rotation)
+        shorter, largest = min(size), math.inf
+        for along, across, room in ((size[1], size[0], canvas[1]), (size[0], size[1], canvas[0])):
+            worst = min(turn, math.atan2(across, along))  # the turn at which a view reaches farthest
+            turned = (along * math.cos(worst) + across * math.sin(worst)) / shorter / 2
+            margins = [room / side / 2 - along / shorter / 2, room / side / 2 - turned]
+            require(
+                margins[1] >= -1e-9,
+                f"fixations.rotation is {self.rotation}, and a view over {self.field} of the image does not fit into "
+                "it when turned so far; choose a smaller rotation, or a smaller field",
+            )
+            largest = min(largest, sum(margins))
+        require(
+            self.shift <= largest + 1e-9,
+            f"fixations.shift is {self.shift}, but with field {self.field} and rotation {self.rotation} a view stays "
+            f"within the image up to {math.floor(1000 * max(largest, 0)) / 1000:g}; choose that, or a smaller field",
+        )
+
+
+def needs_two(config: Config, statistics: float) -> None:
+    """Refuse a batch of one where statistics over the batch are asked for."""
+    require(
+        config.batch_size // config.accumulate >= 2 or not statistics,
+        f"batch_size is {config.batch_size} in {config.accumulate} parts; its variance needs 2 a part",
+    )
+
+
+def check_weights(config: object, names: tuple[str, ...]) -> None:
+    """Refuse weights of losses below 0, or all 0."""
+    weights = {name: getattr(config, name) for name in names}
+    for name, value in weights.items():
+        require(0 <= value < math.inf, f"objective.{name} is {value}; a weight is 0 or more")
+    require(any(weights.values()), f"all of {', '.join(names)} of the objective are 0: there is nothing to learn from")
+
+
+@dataclass(frozen=True)
+class SaccadeConfig:
+    """Saccade JEPA: foresee what the teacher sees after an eye movement, from what the student saw before it."""
+
+    kind: ClassVar[str] = "saccade"
+
+    predictor: str = "mlp"
+    """mlp (three layers, on the averaged tokens), or DIMxDEPTH[xHEADS]: a transformer over the grid of tokens."""
+    hidden: int = 1024
+    """Width of the hidden layers of the MLPs."""
+    prediction: float = 1.0
+    """Weight of the Huber loss between the predicted and the teacher's embedding."""
+    cycle: float = 0.25
+    """Weight of the same loss between the student's embedding and the one predicted back from the prediction."""
+    invariance: float = 0.0
+    """Weight of the squared distance between the student's and the teacher's embedding, whatever the movement."""
+    variance: float = 25.0
+    """Weight of the variance term on the student's embeddings."""
+    covariance: float = 1.0
+    """Weight of the covariance term on the student's embeddings."""
+    inverse: float = 0.0
+    """Weight of the loss of a head that tells the movement from both embeddings."""
+    hinge: float = 1.0
+    """Standard deviation that the variance term asks of every dimension."""
+    ema_half_life: float = 69.0
+    """Steps in which the teacher moves half way to the student, at first."""
+    ema_half_life_end: float = 693.0
+    """The same at the end of the run. The momentum goes from one to the other linearly."""
+    fixations: FixationConfig = field(default_factory=FixationConfig)
+
+    def __post_init__(self) -> None:
+        if self.predictor != "mlp":
+            parse_width(self.predictor, "objective.predictor")
+        require(self.hidden >= 1, f"objective.hidden is {self.hidden}; it takes a whole number from 1")
+        check_weights(self, ("prediction", "cycle", "invariance", "variance", "covariance", "inverse"))
+        require(self.hinge > 0, f"objective.hinge is {self.hinge}; it takes a standard deviation above 0")
+        for name in ("ema_half_life", "ema_half_life_end"):
+            require(getattr(self, name) > 0, f"objective.{name} is {getattr(self, name)}; it takes steps above 0")
+
+    def fits(self, config: Config) -> None:
+        """Refuse what does not go together with the rest of the experiment."""
+        self.fixations.fits(config.data.canvas_size, config.data.size)
+        needs_two(config, self.variance + self.covariance)
+
+
+@dataclass(frozen=True)
+class VICRegConfig:
+    """VICReg (Bardes et al. 2022) on two fixations: no predictor, no teacher, no word about the movement."""
+
+    kind: ClassVar[str] = "vicreg"
+
+    expander: int = 1024
+    """Width of the three layers of the expander, on whose output the losses are taken."""
+    invariance: float = 25.0
+    """Weight of the squared distance between the two."""
+    variance: float = 25.0
+    """Weight of the variance term of each."""
+    covariance: float = 1.0
+    """Weight of the covariance term of each."""
+    fixations: FixationConfig = field(default_factory=FixationConfig)
+
+    def __post_init__(self) -> None:
+        require(self.expander >= 1, f"objective.expander is {self.expander}; it takes a whole number from 1")
+        check_weights(self, ("invariance", "variance", "covariance"))
+
+    def fits(self, config: Config) -> None:
+        """Refuse what does not go together with the rest of the experiment."""
+        self.fixations.fits(config.data.canvas_size, config.data.size)
+        needs_two(config, 1.0)
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -336,11 +525,11 @@ class OptimConfig:
         require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
 
 
-BackboneConfig = ViTConfig | EnergyConfig
-ObjectiveConfig = IJepaConfig
+BackboneConfig = ViTConfig | EnergyConfig | ConvNetConfig
+ObjectiveConfig = IJepaConfig | SaccadeConfig | VICRegConfig
 KINDS: dict[str, dict[str, type]] = {
-    "backbone": {"vit": ViTConfig, "energy": EnergyConfig},
-    "objective": {"ijepa": IJepaConfig},
+    "backbone": {"vit": ViTConfig, "energy": EnergyConfig, "convnet": ConvNetConfig},
+    "objective": {"ijepa": IJepaConfig, "saccade": SaccadeConfig, "vicreg": VICRegConfig},
 }
 """What the `kind` of a part may be: add a backbone's or an objective's config here."""
 
@@ -384,20 +573,8 @@ class Config:
         require(self.eval_every >= 0, f"eval_every is {self.eval_every}; it takes a whole number from 0")
         divides = self.batch_size % self.accumulate == 0
         require(divides, f"accumulate is {self.accumulate}, which does not divide the batch_size {self.batch_size}")
-        statistics = self.objective.variance + self.objective.covariance > 0
-        require(
-            self.batch_size // self.accumulate >= 2 or not statistics,
-            f"batch_size is {self.batch_size} in {self.accumulate} parts; its variance needs 2 a part",
-        )
-        height, width = self.data.size
-        patch = self.backbone.patch
-        fits = height % patch == 0 and width % patch == 0
-        nearest = max(patch, round(height / patch) * patch)
-        require(
-            fits,
-            f"backbone.patch is {patch}, which does not divide the image of {height}x{width} pixels; "
-            f"choose another patch, or --data.image-size {nearest}",
-        )
+        self.backbone.fits(self.data)
+        self.objective.fits(self)
 
 
 def with_backbone(config: Config, kind: str) -> Config:

@@ -26,6 +26,7 @@ __all__ = [
     "pick_device",
     "rank",
     "session",
+    "sync_batchnorm",
     "without_sync",
     "world_size",
     "wrap",
@@ -108,12 +109,78 @@ def session(device: torch.device) -> Iterator[None]:
     try:
         yield
     finally:
+        # What a model holds of the group must go first: torch's Reducer, if it is the last to hold it, takes it down
+        # with Python's lock in hand, for which gloo's threads may be waiting, and the process never ends.
+        for model in _wrapped:
+            del model.reducer, model.logger
+        _wrapped.clear()
         dist.destroy_process_group()
 
 
 def wrap(model: nn.Module) -> nn.Module:
     """Average gradients over the processes, where there are several."""
-    return DistributedDataParallel(model, broadcast_buffers=False) if world_size() > 1 else model
+    if world_size() == 1:
+        return model
+    _wrapped.append(DistributedDataParallel(model, broadcast_buffers=False))
+    return _wrapped[-1]
+
+
+_wrapped: list[DistributedDataParallel] = []  # in this session
+
+
+class GlobalBatchNorm(nn.Module):
+    """BatchNorm over the batches of all processes, by a reduction that gradients flow through; for the CPU.
+
+    Takes the place of one of torch's or timm's (with its activation), under the same names of parameters and buffers.
+    """
+
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor
+
+    def __init__(self, local: nn.modules.batchnorm._BatchNorm) -> None:
+        super().__init__()
+        self.weight, self.bias = local.weight, local.bias
+        for name in ("running_mean", "running_var", "num_batches_tracked"):
+            self.register_buffer(name, getattr(local, name))
+        assert local.momentum is not None
+        self.eps, self.momentum = local.eps, local.momentum
+        self.after = nn.Sequential(*(getattr(local, name) for name in ("drop", "act") if hasattr(local, name)))
+        self.train(local.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise (B, D, …)."""
+        shape = (1, -1, *[1] * (x.ndim - 2))
+        mean, var = self.measure(x) if self.training else (self.running_mean, self.running_var)
+        factor = self.weight * torch.rsqrt(var + self.eps)
+        normed = x * factor.view(shape) + (self.bias - mean * factor).view(shape)
+        return self.after(normed.to(x.dtype))  # type: ignore[no-any-return]
+
+    def measure(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and variance (D,) over all processes, and note them."""
+        rows = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)
+        count = rows.shape[1] * world_size()
+        mean = all_sum(rows.sum(1)) / count
+        squares = all_sum((rows - mean[:, None]).square().sum(1))
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(squares / (count - 1), self.momentum)
+        return mean, squares / count
+
+
+def sync_batchnorm(model: nn.Module) -> None:
+    """Let every BatchNorm of a model see the batches of all processes, where there are several."""
+    if world_size() == 1:
+        return
+    if next(model.parameters()).device.type == "cuda":
+        from timm.layers import convert_sync_batchnorm
+
+        convert_sync_batchnorm(model)
+        return
+    for path, module in list(model.named_modules()):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            model.set_submodule(path, GlobalBatchNorm(module))
 
 
 def without_sync(model: nn.Module, skip: bool) -> AbstractContextManager[None]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import importlib.util
 import time
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
 from jepa.data import CACHE, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device
-from jepa.evaluation import descent, descent_table, judge, table
+from jepa.evaluation import descent, descent_table, foresight, foresight_figure, foresight_table, judge, table
 from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["evaluate", "report"]
@@ -66,6 +67,10 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     }
     if energy := descent(encoders["trained"], *test):
         result["energy"] = energy
+    if seen := foresight(objective, *test):
+        result["saccades"] = seen
+        if importlib.util.find_spec("matplotlib"):
+            foresight_figure(seen, run.path / "saccades.png")
     if "knn" not in rows["trained"]:
         missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
         result["left_out"] = f"kNN, linear probe and raw pixels, which need labels: {missing} has none"
@@ -102,6 +107,13 @@ def report(result: dict[str, Any], path: str | Path) -> str:
             f"Energy before every step and after the last, the mean of {energy['images']} images; it falls at every "
             f"step for {energy['falling']:.0f} % of them:",
             descent_table(energy),
+            "",
+        ]
+    if seen := result.get("saccades"):
+        lines += [
+            f"Foreseeing the view after an eye movement, found among {seen['fixations']} fixations, of "
+            f"{seen['images']} images:",
+            foresight_table(seen),
             "",
         ]
     if "left_out" in result:

@@ -7,13 +7,17 @@ from dataclasses import replace
 
 from jepa.config import (
     Config,
+    ConvNetConfig,
     CropConfig,
     DataConfig,
     EnergyConfig,
+    FixationConfig,
     IJepaConfig,
     InputError,
     MaskConfig,
     OptimConfig,
+    SaccadeConfig,
+    VICRegConfig,
     ViTConfig,
     suggest,
 )
@@ -84,10 +88,11 @@ def energy_demo() -> Config:
     """I-JEPA with Energy Transformers on the built-in sample.
 
     Command: jepa train energy-demo
-    Time: 3 minutes of training on two cores
-    Result: TODO
+    Time: 3 to 4 minutes of training on two cores
+    Result: kNN 73.9 ± 1.6, linear 79.8 ± 1.8 (untrained 67.8 ± 0.3, 77.6 ± 1.2; three seeds)
     """
     config = demo()
+    assert isinstance(config.objective, IJepaConfig)
     return replace(
         config,
         name="energy-demo",
@@ -110,6 +115,79 @@ def energy_cifar10() -> Config:
         name="energy-cifar10",
         steps=1680,
         backbone=EnergyConfig(size="128x4x4", patch=4, stem="conv", alpha=0.3),
+    )
+
+
+def saccade_demo() -> Config:
+    """Saccade JEPA on the built-in sample.
+
+    Command: jepa train saccade-demo
+    Time: 3 minutes of training on two cores
+    Result: not measured yet
+    """
+    return Config(
+        name="saccade-demo",
+        steps=600,
+        batch_size=128,
+        save_every=100,
+        eval_every=300,
+        data=DataConfig(source="sample", image_size=32, channels=1),
+        backbone=ConvNetConfig(name="convnext_atto", small_stem=True),
+        objective=SaccadeConfig(
+            variance=1.0,
+            covariance=0.04,
+            fixations=FixationConfig(field=0.7, shift=0.3, rotation=15, zoom=1.3),
+        ),
+        optim=OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05),
+    )
+
+
+def saccade_cifar10() -> Config:
+    """Saccade JEPA on CIFAR-10 at 32 pixels, made for CPUs.
+
+    Command: jepa train saccade-cifar10
+    Time: 10 minutes of training on two cores
+    Result: not measured yet
+    """
+    return replace(
+        saccade_demo(),
+        name="saccade-cifar10",
+        steps=1800,
+        save_every=300,
+        eval_every=600,
+        data=DataConfig(source="cifar10", image_size=32),
+    )
+
+
+def vicreg_cifar10() -> Config:
+    """VICReg on the fixations of saccade-cifar10, without teacher, predictor or movement: what to compare it with.
+
+    Command: jepa train vicreg-cifar10
+    Time: 10 minutes of training on two cores
+    Result: not measured yet
+    """
+    config = saccade_cifar10()
+    assert isinstance(config.objective, SaccadeConfig)
+    return replace(config, name="vicreg-cifar10", objective=VICRegConfig(fixations=config.objective.fixations))
+
+
+def saccade_folder() -> Config:
+    """Saccade JEPA on a folder of images: views of 128 pixels from images of 200, with a ConvNeXt.
+
+    Command: jepa train saccade-folder --data PATH/TO/FOLDER
+    Time: hours on a GPU; not run here
+    Result: depends on the images; 'jepa evaluate' shows it beside the untrained encoder and raw pixels
+    """
+    return Config(
+        name="saccade-folder",
+        steps=50_000,
+        batch_size=256,
+        save_every=1000,
+        eval_every=1000,
+        data=DataConfig(source="PATH/TO/FOLDER", image_size=128, canvas=200),
+        backbone=ConvNetConfig(name="convnext_tiny"),
+        objective=SaccadeConfig(ema_half_life=173, ema_half_life_end=1733),
+        optim=OptimConfig(lr=5e-4, lr_start=1e-6, warmup=1000, weight_decay=0.05, weight_decay_end=0.05),
     )
 
 
@@ -181,6 +259,10 @@ RECIPES: dict[str, Callable[[], Config]] = {
     "ijepa-cifar10": ijepa_cifar10,
     "energy-demo": energy_demo,
     "energy-cifar10": energy_cifar10,
+    "saccade-demo": saccade_demo,
+    "saccade-cifar10": saccade_cifar10,
+    "saccade-folder": saccade_folder,
+    "vicreg-cifar10": vicreg_cifar10,
     "ijepa-folder": ijepa_folder,
     "ijepa-vitb16-in1k": ijepa_vitb16_in1k,
     "ijepa-vitl16-in1k": ijepa_vitl16_in1k,

@@ -71,6 +71,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         )
 
         objective = fresh_objective(config).to(device)
+        distributed.sync_batchnorm(objective)
         optimizer = build_optimizer(objective, config.optim)
         model = distributed.wrap(torch.compile(objective) if config.compile else objective)  # type: ignore[arg-type]
         precision = config.precision if config.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"

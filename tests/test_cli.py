@@ -94,7 +94,10 @@ def test_one_flag_exchanges_the_backbone(capsys, config_file, tmp_path):
         (["train", "--steps", "0"], "steps is 0; it takes a whole number from 1"),
         (["train", "--steps", "many"], "many"),
         (["train", "--backbone.stem", "linear", "--backbone.patch", "5"], "which does not divide the image of 28x28"),
-        (["train", "--backbone", "enrgy"], "--backbone is 'enrgy'; it takes vit, energy; did you mean 'energy'?"),
+        (
+            ["train", "--backbone", "enrgy"],
+            "--backbone is 'enrgy'; it takes vit, energy, convnet; did you mean 'energy'?",
+        ),
         (["train", "--backbone", "energy", "--backbone.alpha", "-1"], "backbone.alpha is -1.0; a step down the energy"),
         (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "5 heads do not divide 96"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),

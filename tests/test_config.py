@@ -58,7 +58,10 @@ def test_parts_carry_their_kind():
         ({"stepz": 3}, "config has no setting 'stepz'; did you mean 'steps'?"),
         ({"steps": "many"}, "config.steps is 'many'; it takes int"),
         ({"steps": True}, "config.steps is True; it takes int"),
-        ({"backbone": {"kind": "vitt"}}, "config.backbone.kind is 'vitt'; it takes vit, energy; did you mean 'vit'?"),
+        (
+            {"backbone": {"kind": "vitt"}},
+            "config.backbone.kind is 'vitt'; it takes vit, energy, convnet; did you mean 'vit'?",
+        ),
         ({"precision": "fp8"}, "config.precision is 'fp8'; it takes auto, fp32, bf16"),
         ({"objective": {"crop": {"scale": [0.5]}}}, "config.objective.crop.scale is [0.5]; it takes"),
         ({"data": {"channels": 1.0}}, "config.data.channels is 1.0; it takes 1, 3"),

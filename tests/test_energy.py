@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jepa.backbones import EnergyTransformer, EnergyTrunk
 from jepa.backbones.energy_step import LeanStep, plain_step
-from jepa.config import Config, DataConfig, EnergyConfig, InputError, with_backbone
+from jepa.config import Config, ConvNetConfig, DataConfig, EnergyConfig, InputError, with_backbone
 from jepa.recipes import RECIPES
 
 CASES = [
@@ -342,8 +342,9 @@ def test_one_flag_puts_it_into_every_recipe(recipe):
     config = RECIPES[recipe]()
     changed = with_backbone(config, "energy")
     assert isinstance(changed.backbone, EnergyConfig)
-    assert changed.backbone.dimensions == config.backbone.dimensions[:3]
-    assert (changed.backbone.patch, changed.backbone.stem) == (config.backbone.patch, config.backbone.stem)
+    if not isinstance(config.backbone, ConvNetConfig):  # which has nothing to hand on
+        assert changed.backbone.dimensions == config.backbone.dimensions[:3]
+        assert (changed.backbone.patch, changed.backbone.stem) == (config.backbone.patch, config.backbone.stem)
 
 
 @pytest.mark.parametrize(
@@ -393,6 +394,7 @@ for _ in range(2):
 full = [getattr(parameter, "full_tensor", lambda: parameter)() for parameter in trunk.parameters()]
 if rank == 0:
     torch.save(full, path)
+del model  # or the last to hold the group may hang, see jepa.distributed.session
 dist.destroy_process_group()
 """
 

@@ -77,9 +77,10 @@ def test_spread_of_isotropic_and_collapsed_features():
 
 def test_table_has_a_row_for_everything_judged():
     scores = {"knn": 50.0, "linear": 51.25, "rankme": 20.0}
-    text = table({"trained": scores, "untrained": scores, "pixels": {"knn": 40.0, "linear": 30.0}})
+    text = table({"trained": scores, "context": scores, "untrained": scores, "pixels": {"knn": 40.0, "linear": 30.0}})
     assert [line.split("  ")[0] for line in text.splitlines()[1:]] == [
         "trained (target encoder)",
+        "trained (context encoder)",
         "untrained, same encoder",
         "raw pixels",
     ]

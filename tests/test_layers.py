@@ -9,6 +9,7 @@ LAYERS = [
     ["config_json"],
     ["rng", "distributed", "optim", "plan"],
     ["data", "views", "masking"],
+    ["saccades"],
     ["backbones"],
     ["objectives"],
     ["evaluation"],

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 import jepa
-from jepa.config import Config, EnergyConfig, InputError, MaskConfig, with_backbone
+from jepa.config import Config, ConvNetConfig, EnergyConfig, IJepaConfig, InputError, MaskConfig, with_backbone
 from jepa.config_json import from_dict, to_dict
 from jepa.evaluate import evaluate, report
 from jepa.monitor import diagnose
@@ -29,11 +29,16 @@ def last(run: Run) -> dict[str, torch.Tensor]:
 
 def reduced(config: Config, source: str) -> Config:
     """The same experiment with tiny networks, on tiny images."""
-    backbone = dataclasses.replace(config.backbone, size="32x4x2", patch=4)
+    if isinstance(config.backbone, ConvNetConfig):
+        backbone = dataclasses.replace(config.backbone, name="convnext_atto", small_stem=True)
+    else:
+        backbone = dataclasses.replace(config.backbone, size="32x4x2", patch=4)
     data = dataclasses.replace(
         config.data, source=source, image_size=32, canvas=40, mean=None, std=None, channels=config.data.channels
     )
-    objective = dataclasses.replace(config.objective, predictor="16x2x2")
+    objective = config.objective
+    if isinstance(objective, IJepaConfig):
+        objective = dataclasses.replace(objective, predictor="16x2x2")
     return dataclasses.replace(
         config, steps=2, batch_size=8, compile=False, device="cpu", data=data, backbone=backbone, objective=objective
     )

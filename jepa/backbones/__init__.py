@@ -3,14 +3,16 @@
 from collections.abc import Callable
 
 from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, sincos_positions, take
+from jepa.backbones.convnet import ConvNet
 from jepa.backbones.energy import Energies, EnergyLayerNorm, EnergyTransformer, EnergyTrunk
 from jepa.backbones.vit import ViT, ViTTrunk
-from jepa.config import BackboneConfig, DataConfig, EnergyConfig, ViTConfig, parse_width
+from jepa.config import BackboneConfig, ConvNetConfig, DataConfig, EnergyConfig, ViTConfig, parse_width
 
 __all__ = [
     "BACKBONES",
     "TRUNKS",
     "Backbone",
+    "ConvNet",
     "Encoder",
     "Energies",
     "EnergyLayerNorm",
@@ -26,10 +28,15 @@ __all__ = [
     "take",
 ]
 
-BACKBONES: dict[type, Callable[..., Backbone]] = {ViTConfig: ViT, EnergyConfig: EnergyTransformer}
+BACKBONES: dict[type, Callable[..., Backbone]] = {
+    ViTConfig: ViT,
+    EnergyConfig: EnergyTransformer,
+    ConvNetConfig: ConvNet,
+}
 TRUNKS: dict[type, Callable[..., Trunk]] = {
     ViTConfig: lambda config, dim, depth, heads: ViTTrunk(dim, depth, heads),
     EnergyConfig: EnergyTrunk,
+    ConvNetConfig: lambda config, dim, depth, heads: ViTTrunk(dim, depth, heads),  # a predictor over its map
 }
 
 

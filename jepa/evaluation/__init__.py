@@ -2,6 +2,7 @@
 
 from jepa.evaluation.descent import descent, descent_table
 from jepa.evaluation.features import Features, extract, pixels
+from jepa.evaluation.foresight import foresight, foresight_figure, foresight_table
 from jepa.evaluation.geometry import rankme, spread
 from jepa.evaluation.judge import judge, online, table
 from jepa.evaluation.probes import knn, linear_probe
@@ -11,6 +12,9 @@ __all__ = [
     "descent",
     "descent_table",
     "extract",
+    "foresight",
+    "foresight_figure",
+    "foresight_table",
     "judge",
     "knn",
     "linear_probe",

@@ -76,9 +76,12 @@ def table(result: dict[str, Any]) -> str:
     """Lay out the rows of `judge` as text."""
     columns = [("knn", "kNN"), ("linear", "linear"), ("linear_last4", "linear, last 4"), ("rankme", "RankMe")]
     columns = [(key, title) for key, title in columns if any(key in result.get(row, {}) for row in TITLES)]
-    width = max(len(title) for title in TITLES.values())
+    titles = (
+        TITLES if result.get("context") else TITLES | {"trained": "trained"}
+    )  # without a teacher there is one encoder
+    width = max(len(title) for title in titles.values())
     lines = [" " * width + "".join(f"{title:>16}" for _, title in columns)]
-    for name, title in TITLES.items():
+    for name, title in titles.items():
         if result.get(name):
             cells = [f"{result[name][key]:.1f}" if key in result[name] else "–" for key, _ in columns]
             lines.append(f"{title:<{width}}" + "".join(f"{cell:>16}" for cell in cells))

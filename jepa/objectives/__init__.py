@@ -1,12 +1,20 @@
 """Objectives: a batch in, a dict of losses out. A new one is a file here and a line in `OBJECTIVES`."""
 
-from jepa.config import Config, IJepaConfig
+from collections.abc import Callable
+
+from jepa.config import Config, IJepaConfig, SaccadeConfig, VICRegConfig
 from jepa.objectives.base import Objective
 from jepa.objectives.ijepa import IJepa
+from jepa.objectives.saccade import Saccade
+from jepa.objectives.vicreg import VICReg
 
-__all__ = ["OBJECTIVES", "IJepa", "Objective", "build_objective"]
+__all__ = ["OBJECTIVES", "IJepa", "Objective", "Saccade", "VICReg", "build_objective"]
 
-OBJECTIVES = {IJepaConfig: IJepa}
+OBJECTIVES: dict[type, Callable[[Config], Objective]] = {
+    IJepaConfig: IJepa,
+    SaccadeConfig: Saccade,
+    VICRegConfig: VICReg,
+}
 
 
 def build_objective(config: Config) -> Objective:

@@ -8,10 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from jepa.backbones import Encoder
+from jepa.config import Config, InputError
 from jepa.data import Batch
+from jepa.distributed import world_size
 from jepa.rng import Rng
 
-__all__ = ["Objective", "ema_update"]
+__all__ = ["Objective", "ema_update", "full_precision", "needs_a_batch"]
 
 
 class Objective(nn.Module):
@@ -35,6 +37,21 @@ class Objective(nn.Module):
     def encoders(self) -> dict[str, Encoder]:
         """Return the encoders to judge, the headline one first."""
         raise NotImplementedError
+
+
+def full_precision(x: Tensor) -> Tensor:
+    """Return fp16 and bf16 as fp32, in which losses are taken; fp32 and fp64 stay."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
+def needs_a_batch(model: nn.Module, config: Config) -> None:
+    """Refuse batches of one where a BatchNorm would have nothing to compare it with. Raises `InputError`."""
+    images = config.batch_size // config.accumulate // world_size()
+    if images < 2 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+        raise InputError(
+            f"batch_size is {config.batch_size} in {config.accumulate} parts over {world_size()} processes, which "
+            "leaves one image to a BatchNorm; give 2 a part, or a backbone without one (convnext_atto)"
+        )
 
 
 @torch.no_grad()

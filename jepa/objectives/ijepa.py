@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.backbones import Encoder, build_encoder, build_trunk, sincos_positions, take
+from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_positions, take
 from jepa.config import Config, IJepaConfig
 from jepa.data import Batch
 from jepa.masking import Masks, MaskSampler
@@ -37,9 +37,9 @@ class Predictor(nn.Module):
 
     positions: Tensor
 
-    def __init__(self, config: Config, dim: int, grid: tuple[int, int]) -> None:
+    def __init__(self, trunk: Trunk, width: int, dim: int, grid: tuple[int, int]) -> None:
         super().__init__()
-        self.trunk, width = build_trunk(config.backbone, config.objective.predictor)
+        self.trunk = trunk
         self.embed = nn.Linear(dim, width)
         self.project = nn.Linear(width, dim)
         self.mask_token = nn.Parameter(torch.zeros(width))
@@ -66,12 +66,14 @@ class IJepa(Objective):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.config: IJepaConfig = config.objective
+        assert isinstance(config.objective, IJepaConfig)
+        self.config = config.objective
         self.context = build_encoder(config.backbone, config.data)
-        stride = config.backbone.stride
+        stride = self.context.backbone.stride
         self.size = config.data.size
         self.grid = (self.size[0] // stride, self.size[1] // stride)
-        self.predictor = Predictor(config, self.context.backbone.dim, self.grid)
+        trunk = build_trunk(config.backbone, self.config.predictor)
+        self.predictor = Predictor(*trunk, self.context.backbone.dim, self.grid)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
         self.masks = MaskSampler(self.config.masks, self.grid)
 

@@ -11,12 +11,12 @@ __all__ = ["covariance_matrix", "variance_covariance"]
 
 
 def covariance_matrix(x: Tensor) -> Tensor:
-    """Unbiased covariance (D, D) of embeddings (B, D) over the batches of all processes, differentiable, in fp32.
+    """Unbiased covariance (D, D) of embeddings (B, D) over the batches of all processes, in fp32 at least.
 
     With accumulation it is that of one part, since the others are not there at the same time.
     """
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round variances to three digits
-        x = x.float()
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         count = len(x) * world_size()
         centred = x - all_sum(x.sum(0)) / count
         return all_sum(centred.T @ centred) / (count - 1)

@@ -1,0 +1,289 @@
+import dataclasses
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from jepa.config import Config, ConvNetConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig, with_backbone
+from jepa.data import Batch
+from jepa.objectives.saccade import GridPredictor, mlp
+from jepa.optim import momentum
+from jepa.rng import Rng
+from jepa.runs import fresh_objective
+from jepa.train import train
+
+FIXATIONS = FixationConfig(field=0.6, shift=0.4, rotation=10)
+ALL = {"prediction": 1.0, "cycle": 0.5, "invariance": 0.3, "variance": 2.0, "covariance": 0.7, "inverse": 0.2}
+
+
+def saccade_config(tiny: Config, backbone=None, **objective) -> Config:
+    """The tiny run with Saccade JEPA in place of I-JEPA."""
+    return dataclasses.replace(
+        tiny,
+        data=dataclasses.replace(tiny.data, mean=(0.5,) * 3, std=(0.25,) * 3),
+        backbone=backbone or tiny.backbone,
+        objective=SaccadeConfig(hidden=16, fixations=FIXATIONS, **objective),
+    )
+
+
+def inputs_of(objective, count=8, size=16):
+    images = torch.randint(
+        0, 256, (count, 3, size, size), dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
+    return objective.sample(Batch(images, None, torch.arange(count)), Rng(0, 0, torch.arange(count)))
+
+
+def embeddings(objective, inputs):
+    return objective.context(inputs.context).x.mean(1), objective.target(inputs.target).x.mean(1)
+
+
+def test_every_term_equals_its_definition(tiny):
+    objective = fresh_objective(saccade_config(tiny, **ALL))
+    inputs = inputs_of(objective)
+    losses = objective(inputs)
+    context, target = embeddings(objective, inputs)
+    geometry, predictor = objective.geometry, objective.predictor
+
+    def predict(x, saccade):
+        told = geometry.features(saccade) @ predictor.saccade.weight.T + predictor.saccade.bias
+        return predictor.layers(x + told)
+
+    def huber(x, y):
+        error = (x - y).abs()
+        return torch.where(error < 1, error.square() / 2, error - 0.5).mean()
+
+    predicted = predict(context, inputs.saccade)
+    centred = context - context.mean(0)
+    covariance = centred.T @ centred / 7
+    std = (covariance.diagonal() + 1e-4).sqrt()
+    expected = {
+        "prediction": huber(predicted, target),
+        "cycle": huber(predict(predicted, inputs.saccade.inverse()), context),
+        "invariance": (context - target).square().mean(),
+        "variance": (1 - std).clamp(min=0).mean(),
+        "covariance": (covariance - covariance.diag().diag()).square().sum() / 32,
+        "inverse": F.mse_loss(objective.inverse(torch.cat([context, target], 1)), geometry.scaled(inputs.saccade)),
+    }
+    for name, value in expected.items():
+        assert torch.allclose(losses[name], value, rtol=1e-4, atol=1e-6), name
+    assert torch.allclose(losses["loss"], sum(ALL[name] * value for name, value in expected.items()), rtol=1e-4)
+
+
+def test_huber_is_linear_for_large_errors(tiny):
+    objective = fresh_objective(saccade_config(tiny))
+    with torch.no_grad():
+        objective.predictor.layers[-1].bias += 100
+    assert 95 < float(objective(inputs_of(objective))["prediction"]) < 105
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_weight_0_builds_and_costs_nothing(tiny, name):
+    weights = dict.fromkeys(ALL, 0.0) | {name: 1.0}
+    objective = fresh_objective(saccade_config(tiny, **weights))
+    losses = objective(inputs_of(objective))
+    logged = {"variance", "covariance"} if name in ("variance", "covariance") else {name}
+    assert losses.keys() == {"loss", "spread"} | logged
+    assert torch.allclose(losses["loss"], losses[name])
+    assert (objective.predictor is not None) == (name in ("prediction", "cycle"))
+    assert (objective.inverse is not None) == (name == "inverse")
+    losses["loss"].backward()  # nothing is built that does not learn, which DDP would refuse
+    assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
+
+
+def test_the_layers_of_the_mlp_do_not_share_weights():
+    layers = [module for module in mlp(8, 8, 8) if isinstance(module, nn.Linear)]
+    assert len(layers) == 3
+    assert len({layer.weight.data_ptr() for layer in layers}) == 3
+    assert not torch.equal(layers[0].weight, layers[1].weight)
+
+
+def test_the_prediction_depends_on_the_movement(tiny):
+    objective = fresh_objective(saccade_config(tiny))
+    inputs = inputs_of(objective)
+    still = inputs.saccade._replace(shift=torch.zeros_like(inputs.saccade.shift))
+    assert not torch.allclose(objective(inputs)["prediction"], objective(inputs._replace(saccade=still))["prediction"])
+
+
+def test_only_student_and_predictor_learn_and_the_teacher_follows(tiny):
+    config = saccade_config(tiny, ConvNetConfig("resnet18", small_stem=True), ema_half_life=3, ema_half_life_end=3)
+    objective = fresh_objective(config).train()
+    before = {name: value.clone() for name, value in objective.target.state_dict().items()}
+    objective(inputs_of(objective))["loss"].backward()
+    assert all(parameter.grad is None for parameter in objective.target.parameters())
+    for parameter in objective.context.parameters():
+        with torch.no_grad():
+            parameter.sub_(0.1 * parameter.grad)
+    objective.after_step(0.5)
+    rate = momentum(0.5, 3, 3)
+    student, moved = objective.context.state_dict(), 0
+    for name, value in objective.target.state_dict().items():
+        if value.is_floating_point():
+            assert torch.allclose(value, rate * before[name] + (1 - rate) * student[name], atol=1e-6), name
+            moved += "running_mean" in name and not torch.equal(value, before[name])
+        else:
+            assert torch.equal(value, student[name])
+    assert moved == 20  # the statistics of every BatchNorm follow
+
+
+def test_the_teacher_uses_its_running_statistics(tiny):
+    objective = fresh_objective(saccade_config(tiny, ConvNetConfig("resnet18", small_stem=True))).train()
+    before = {name: value.clone() for name, value in objective.target.state_dict().items()}
+    objective(inputs_of(objective))
+    assert all(torch.equal(value, before[name]) for name, value in objective.target.state_dict().items())
+
+
+def test_the_grid_predictor_moves_tokens(tiny):
+    objective = fresh_objective(saccade_config(tiny, predictor="16x2x2", **ALL))
+    assert isinstance(objective.predictor, GridPredictor)
+    inputs = inputs_of(objective)
+    predicted = objective.predict(objective.context(inputs.context).x, inputs.saccade)
+    assert predicted.shape == (8, 16, 32)
+    wanted = objective.target(inputs.target).x
+    assert torch.allclose(objective(inputs)["prediction"], F.huber_loss(predicted, wanted), rtol=1e-5)
+
+
+NAMES = (
+    *("convnext_atto", "convnextv2_atto", "resnet18", "resnet50", "efficientnet_b0", "mobilenetv3_small_100"),
+    *("regnety_002", "densenet121", "vgg11_bn", "edgenext_xx_small", "vit", "energy"),
+)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_twelve_backbones_train_two_steps_by_name(tiny, tmp_path, name):
+    config = saccade_config(tiny, predictor="16x1x2" if name in ("densenet121", "energy") else "mlp")
+    config = dataclasses.replace(config, steps=2, data=dataclasses.replace(config.data, image_size=32))
+    if name in ("vit", "energy"):
+        config = with_backbone(config, name)
+    else:
+        config = dataclasses.replace(config, backbone=ConvNetConfig(name, small_stem=name != "vgg11_bn"))
+    records = train(config, tmp_path / "run").metrics()
+    assert records[-1]["step"] == 2
+    assert all(torch.isfinite(torch.tensor(records[-1][term])) for term in ("loss", "prediction", "cycle", "variance"))
+
+
+def test_vicreg_equals_its_definition(tiny):
+    config = dataclasses.replace(saccade_config(tiny), objective=VICRegConfig(expander=12, fixations=FIXATIONS))
+    objective = fresh_objective(config).train()
+    inputs = inputs_of(objective)
+    losses = objective(inputs)
+    first, second = (objective.expander(objective.encoder(x).x.mean(1)) for x in (inputs.context, inputs.target))
+    variance, covariance = [], []
+    for x in (first, second):
+        matrix = torch.cov(x.T)
+        variance.append((1 - (matrix.diagonal() + 1e-4).sqrt()).clamp(min=0).mean() / 2)
+        covariance.append((matrix - matrix.diag().diag()).square().sum() / 12)
+    expected = 25 * (first - second).square().mean() + 25 * sum(variance) + sum(covariance)
+    assert torch.allclose(losses["loss"], expected, rtol=1e-4)
+
+
+def test_both_objectives_see_the_same_fixations(tiny):
+    config = saccade_config(tiny)
+    other = dataclasses.replace(config, objective=VICRegConfig(fixations=FIXATIONS))
+    first, second = (inputs_of(fresh_objective(each)) for each in (config, other))
+    assert torch.equal(first.context, second.context)
+    assert torch.equal(first.target, second.target)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objective": dict.fromkeys(ALL, 0.0)}, "are 0: there is nothing to learn from"),
+        ({"objective": {"cycle": -1.0}}, "objective.cycle is -1.0; a weight is 0 or more"),
+        ({"objective": {"hinge": 0.0}}, "objective.hinge is 0.0"),
+        ({"objective": {"predictor": "big"}}, "objective.predictor is 'big'"),
+        ({"objective": {"fixations": FixationConfig(field=0.9)}}, "fixations.shift is 0.28, but with field 0.9"),
+        ({"data": {"canvas": 12}}, "smaller than the view of 16x16"),
+        ({"batch_size": 1}, "its variance needs 2 a part"),
+        ({"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}}, "leaves one image to a BatchNorm"),
+        ({"backbone": ConvNetConfig("resnet81")}, "timm has no model 'resnet81'; did you mean 'resnet18'?"),
+        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "which is no ConvNet"),
+        ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave it out"),
+        ({"backbone": ConvNetConfig("resnet18")}, "whose tokens are 32 pixels wide, more than the image of 16x16"),
+    ],
+)
+def test_bad_settings_are_one_sentence(tiny, change, message):
+    def build():
+        config = saccade_config(tiny, ConvNetConfig("resnet18", small_stem=True))
+        objective = SaccadeConfig(**({"fixations": FIXATIONS} | change.get("objective", {})))
+        data = dataclasses.replace(config.data, **change.get("data", {}))
+        fresh_objective(dataclasses.replace(config, **(change | {"objective": objective, "data": data})))
+
+    with pytest.raises(InputError) as caught:
+        build()
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_ijepa_refuses_a_convnet(tiny):
+    with pytest.raises(InputError, match="hides tokens from its encoder, which a convnet cannot do"):
+        dataclasses.replace(tiny, backbone=ConvNetConfig())
+
+
+# Several processes
+
+TRAIN = """
+import sys, torch, torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+from jepa.backbones import build_encoder
+from jepa.config import *
+from jepa.data import Batch
+from jepa.distributed import sync_batchnorm
+from jepa.rng import Rng
+from jepa.runs import fresh_objective
+
+kind, path = sys.argv[1:]
+dist.init_process_group("gloo")
+rank, world = dist.get_rank(), dist.get_world_size()
+fixations = FixationConfig(field=0.6, shift=0.4, rotation=10)
+objective = {
+    "saccade": SaccadeConfig(hidden=16, inverse=0.5, invariance=0.5, fixations=fixations),
+    "vicreg": VICRegConfig(expander=16, fixations=fixations),
+}[kind]
+config = Config(
+    batch_size=8, backbone=ConvNetConfig("resnet18", small_stem=True), objective=objective,
+    data=DataConfig(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3),
+)
+objective = fresh_objective(config).double()
+sync_batchnorm(objective)
+images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+rows = torch.arange(rank * 8 // world, (rank + 1) * 8 // world)
+objective.train()
+model = DistributedDataParallel(objective, broadcast_buffers=False)
+optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
+for step in range(2):
+    inputs = objective.sample(Batch(images[rows], None, rows), Rng(0, step, rows))
+    inputs = inputs._replace(context=inputs.context.double(), target=inputs.target.double())
+    optimizer.zero_grad()
+    model(inputs)["loss"].backward()
+    optimizer.step()
+    objective.after_step(0.5)
+if rank == 0:
+    torch.save(objective.state_dict(), path)
+del model  # or the last to hold the group may hang, see jepa.distributed.session
+dist.destroy_process_group()
+"""
+
+
+@pytest.mark.parametrize("kind", ["saccade", "vicreg"])
+def test_two_processes_are_one_batchnorm_included(tmp_path, kind):
+    (tmp_path / "train.py").write_text(TRAIN)
+    results = []
+    for count in (1, 2):
+        saved = tmp_path / f"{count}.pt"
+        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
+        result = subprocess.run(
+            [*command, str(tmp_path / "train.py"), kind, str(saved)],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert result.returncode == 0, result.stderr
+        results.append(torch.load(saved))
+    assert results[0].keys() == results[1].keys()
+    for name, one in results[0].items():
+        assert torch.allclose(one, results[1][name], rtol=1e-8, atol=1e-10), name
