@@ -88,6 +88,8 @@ def _first_pass(arguments: Sequence[str]) -> TrainArguments:
         config = _planned(arguments, saved.parent.parent)
     backbone = _value_of("--backbone", arguments)
     if backbone is not None:
+        if backbone.startswith("--"):
+            raise InputError("--backbone has no value; it takes vit, energy or convnet")
         config = with_backbone(config, backbone)
     return TrainArguments(name or "demo", Path(file) if file else None, settings=config)
 

@@ -185,6 +185,9 @@ class ViTConfig:
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
 
 
+TINY, HUGE = 1e-6, 1e6
+
+
 @dataclass(frozen=True)
 class EnergyConfig:
     """An Energy Transformer (Hoover et al. 2023): one block, applied again and again, that descends an energy."""
@@ -222,9 +225,10 @@ class EnergyConfig:
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
         require(self.memories >= 1, f"backbone.memories is {self.memories}; it takes a whole number from 1")
-        require(0 < self.alpha < math.inf, f"backbone.alpha is {self.alpha}; a step down the energy is above 0")
-        positive = self.beta is None or 0 < self.beta < math.inf
-        require(positive, f"backbone.beta is {self.beta}; an inverse temperature is above 0")
+        usable = f"it takes a number above 0, from {TINY:g} to {HUGE:g}"  # beyond, float32 has nothing left of it
+        require(TINY <= self.alpha <= HUGE, f"backbone.alpha is {self.alpha}, the size of a step; {usable}")
+        positive = self.beta is None or TINY <= self.beta <= HUGE
+        require(positive, f"backbone.beta is {self.beta}, an inverse temperature; {usable}")
         require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation from 0")
 
     def fits(self, data: DataConfig) -> None:

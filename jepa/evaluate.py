@@ -105,7 +105,7 @@ def report(result: dict[str, Any], path: str | Path) -> str:
     if energy := result.get("energy"):
         lines += [
             f"Energy before every step and after the last, the mean of {energy['images']} images; it falls at every "
-            f"step for {energy['falling']:.0f} % of them:",
+            f"step for {energy['falling']:g} % of them:",
             descent_table(energy),
             "",
         ]

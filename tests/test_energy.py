@@ -352,10 +352,10 @@ def test_one_flag_puts_it_into_every_recipe(recipe):
     [
         ({"size": "96x6x5"}, "backbone.size is '96x6x5', but 5 heads do not divide 96; choose another HEADS"),
         ({"size": "96x0x4"}, "backbone.size is '96x0x4'; it takes DIMxDEPTH or DIMxDEPTHxHEADS, whole numbers from 1"),
-        ({"alpha": 0.0}, "backbone.alpha is 0.0; a step down the energy is above 0"),
+        ({"alpha": 0.0}, "backbone.alpha is 0.0, the size of a step; it takes a number above 0"),
         ({"alpha": math.inf}, "backbone.alpha is inf"),
-        ({"beta": -1.0}, "backbone.beta is -1.0; an inverse temperature is above 0"),
-        ({"beta": 0.0}, "backbone.beta is 0.0; an inverse temperature is above 0"),
+        ({"beta": -1.0}, "backbone.beta is -1.0, an inverse temperature; it takes a number above 0"),
+        ({"beta": 0.0}, "backbone.beta is 0.0, an inverse temperature; it takes a number above 0"),
         ({"memories": 0}, "backbone.memories is 0; it takes a whole number from 1"),
         ({"noise": -0.1}, "backbone.noise is -0.1; it takes a standard deviation from 0"),
         ({"patch": 12, "stem": "conv"}, "needs a patch that is a power of 2"),

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from jepa.backbones import ViT, ViTTrunk, sincos_positions
-from jepa.config import VIT_SIZES, ViTConfig
+from jepa.config import VIT_SIZES, InputError, ViTConfig
 
 
 def vit(config: ViTConfig, size=(32, 32), channels: int = 3) -> ViT:
@@ -152,3 +152,9 @@ def test_initialisation_of_the_published_code():
         assert abs(block.attn.qkv.weight.std().item() - 0.02) < 1e-3
         assert abs(block.mlp.fc2.weight.std().item() - 0.02 / (2 * index) ** 0.5) < 1e-3
         assert not block.attn.qkv.bias.any()
+
+
+def test_an_image_that_patches_do_not_divide_is_refused():
+    vit = ViT(ViTConfig(size="32x1x2", patch=4), 3, (16, 16))
+    with pytest.raises(InputError, match="image of 30x16 pixels is not divided by patches of 4"):
+        vit(torch.zeros(1, 3, 30, 16))

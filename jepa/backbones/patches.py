@@ -10,6 +10,7 @@ from einops import rearrange
 from torch import Tensor, nn
 
 from jepa.backbones.base import Backbone, Tokens, Trunk, sincos_positions, take
+from jepa.config import InputError
 
 __all__ = ["PatchBackbone"]
 
@@ -47,6 +48,12 @@ class PatchBackbone(Backbone):
 
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Turn images (B, C, H, W) into tokens with positions (B, N, D), and give their grid."""
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"an image of {height}x{width} pixels is not divided by patches of {self.stride}; resize it, as "
+                "Encoder.embed and Encoder.prepare do"
+            )
         patches = self.stem(images)
         grid = (patches.shape[-2], patches.shape[-1])
         return rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device), grid
