@@ -1,4 +1,4 @@
-"""Draw docs/figures/descent.png from a trained run: `python docs/energy_figure.py runs/energy-demo`, about a minute.
+"""Draw docs/figures/descent.png from a trained run: `python docs/energy_figure.py runs/energy-demo`, minutes.
 
 Left: the energy of test images along the steps, also past the T that it was trained with. Right: the same total for
 steps of several sizes α.

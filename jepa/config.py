@@ -175,11 +175,6 @@ class ViTConfig:
         check_grid(self.patch, data)
 
     @property
-    def stride(self) -> int:
-        """Pixels of a token's side."""
-        return self.patch
-
-    @property
     def dimensions(self) -> tuple[int, int, int, float]:
         """Width, depth, heads, MLP ratio."""
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
@@ -234,11 +229,6 @@ class EnergyConfig:
     def fits(self, data: DataConfig) -> None:
         """Refuse images that the patches do not divide."""
         check_grid(self.patch, data)
-
-    @property
-    def stride(self) -> int:
-        """Pixels of a token's side."""
-        return self.patch
 
     @property
     def dimensions(self) -> tuple[int, int, int]:

@@ -25,6 +25,8 @@ from jepa.plan import Situation, plan
 
 __all__ = ["RECIPES", "facts", "recipe"]
 
+SHORT = OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05)  # for minutes on a CPU
+
 
 def demo() -> Config:
     """I-JEPA on the built-in sample: 10,000 images of Fashion-MNIST.
@@ -51,7 +53,7 @@ def demo() -> Config:
             crop=CropConfig(kind="full"),
             masks=MaskConfig(context_limit=0.25),
         ),
-        optim=OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05),
+        optim=SHORT,
     )
 
 
@@ -80,7 +82,7 @@ def ijepa_cifar10() -> Config:
             crop=CropConfig(kind="random", scale=(0.35, 1.0), flip=True),
             masks=MaskConfig(context_limit=0.35),
         ),
-        optim=OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05),
+        optim=SHORT,
     )
 
 
@@ -122,7 +124,7 @@ def saccade_demo() -> Config:
     """Saccade JEPA on the built-in sample.
 
     Command: jepa train saccade-demo
-    Time: 3 minutes of training on two cores
+    Time: not measured yet; about 5 minutes of training on two cores
     Result: not measured yet
     """
     return Config(
@@ -138,7 +140,7 @@ def saccade_demo() -> Config:
             covariance=0.04,
             fixations=FixationConfig(field=0.7, shift=0.3, rotation=15, zoom=1.3),
         ),
-        optim=OptimConfig(lr=1e-3, lr_start=1e-5, warmup=50, weight_decay=0.05, weight_decay_end=0.05),
+        optim=SHORT,
     )
 
 
@@ -146,7 +148,7 @@ def saccade_cifar10() -> Config:
     """Saccade JEPA on CIFAR-10 at 32 pixels, made for CPUs.
 
     Command: jepa train saccade-cifar10
-    Time: 10 minutes of training on two cores
+    Time: not measured yet
     Result: not measured yet
     """
     return replace(
@@ -163,7 +165,7 @@ def vicreg_cifar10() -> Config:
     """VICReg on the fixations of saccade-cifar10, without teacher, predictor or movement: what to compare it with.
 
     Command: jepa train vicreg-cifar10
-    Time: 10 minutes of training on two cores
+    Time: not measured yet
     Result: not measured yet
     """
     config = saccade_cifar10()

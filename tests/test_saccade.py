@@ -228,7 +228,6 @@ def test_ijepa_refuses_a_convnet(tiny):
 TRAIN = """
 import os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
-from jepa.backbones import build_encoder
 from jepa.config import *
 from jepa.data import Batch
 from jepa.distributed import sync_batchnorm

@@ -76,9 +76,8 @@ def table(result: dict[str, Any]) -> str:
     """Lay out the rows of `judge` as text."""
     columns = [("knn", "kNN"), ("linear", "linear"), ("linear_last4", "linear, last 4"), ("rankme", "RankMe")]
     columns = [(key, title) for key, title in columns if any(key in result.get(row, {}) for row in TITLES)]
-    titles = (
-        TITLES if result.get("context") else TITLES | {"trained": "trained"}
-    )  # without a teacher there is one encoder
+    alone = {} if result.get("context") else {"trained": "trained"}  # without a teacher there is one encoder
+    titles = TITLES | alone
     width = max(len(title) for title in titles.values())
     lines = [" " * width + "".join(f"{title:>16}" for _, title in columns)]
     for name, title in titles.items():

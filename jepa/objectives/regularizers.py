@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jepa.distributed import all_sum, world_size
+from jepa.objectives.base import full_precision
 
 __all__ = ["covariance_matrix", "variance_covariance"]
 
@@ -16,7 +17,7 @@ def covariance_matrix(x: Tensor) -> Tensor:
     With accumulation it is that of one part, since the others are not there at the same time.
     """
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round variances to three digits
-        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        x = full_precision(x)
         count = len(x) * world_size()
         centred = x - all_sum(x.sum(0)) / count
         return all_sum(centred.T @ centred) / (count - 1)
