@@ -76,39 +76,56 @@ class Geometry:
     def sample(self, rng: Rng) -> tuple[Pose, Pose]:
         """Draw two fixations of every image: the first upright, the second after a saccade; in random order.
 
-        The shift is uniform within ±`shift`, the rotation within ±`rotation`, zooms uniform on a log scale, and the
-        place uniform over all where both views lie within the image.
+        The rotation is uniform within ±`rotation`, zooms are uniform on a log scale, the shift within ±`shift` or what
+        the image has room for, and the place over all where both views lie within the image.
         """
         u = rng.uniform("fixations", 8)
         angle = (2 * u[:, 0] - 1) * self.turn
-        zooms = self.config.zoom ** -u[:, 1:3]
-        shift = (2 * u[:, 3:5] - 1) * self.config.shift
         upright = torch.zeros_like(angle)
-        first, second = self.margins(upright, zooms[:, 0]), self.margins(angle, zooms[:, 1])
+        zooms = self.zooms(upright, u[:, 1]), self.zooms(angle, u[:, 2])
+        first, second = self.margins(upright, zooms[0]), self.margins(angle, zooms[1])
+        shift = (2 * u[:, 3:5] - 1) * (first + second).clamp(max=self.config.shift)
         low, high = torch.maximum(-first, -second - shift), torch.minimum(first, second - shift)
         place = low + u[:, 5:7] * (high - low)
-        before, after = Pose(place, upright, zooms[:, 0]), Pose(place + shift, angle, zooms[:, 1])
+        before, after = Pose(place, upright, zooms[0]), Pose(place + shift, angle, zooms[1])
         swapped = u[:, 7] < 0.5
         return after.where(swapped, before), before.where(swapped, after)
 
     def sample_many(self, rng: Rng, count: int) -> tuple[Pose, Pose]:
         """Draw a first, upright fixation of every image (B,) and `count` next ones, (B · count,) image by image."""
-        u = rng.uniform("first fixation", 2)
-        first = Pose(torch.zeros_like(u), torch.zeros(len(u), device=u.device), torch.ones(len(u), device=u.device))
-        room = self.margins(first.angle + self.turn, first.zoom)  # from where every next fixation can be reached
-        first = first._replace(shift=(2 * u - 1) * room)
+        u = rng.uniform("first fixation", 3)
+        upright = torch.zeros(len(u), device=u.device)
+        zoom = self.zooms(upright, u[:, 2])
+        room = torch.minimum(self.margins(upright, zoom), self.always(u.device) + self.config.shift)
+        first = Pose((2 * u[:, :2] - 1) * room, upright, zoom)
         v = rng.uniform("next fixations", count, 4).flatten(0, 1)
-        angle, zoom = (2 * v[:, 0] - 1) * self.turn, self.config.zoom ** -v[:, 1]
+        angle = (2 * v[:, 0] - 1) * self.turn
+        zoom = self.zooms(angle, v[:, 1])
         here, room = first.shift.repeat_interleave(count, 0), self.margins(angle, zoom)
         low, high = (-room - here).clamp(min=-self.config.shift), (room - here).clamp(max=self.config.shift)
-        return first, Pose(here + low + v[:, 2:] * (high - low), angle, zoom)
+        shift = low + v[:, 2:] * (high - low)
+        return first, Pose(here + shift, angle, zoom)
+
+    def zooms(self, angle: Tensor, u: Tensor) -> Tensor:
+        """Turn numbers in [0, 1) into zooms: from the farthest at which a view fits when turned (B,) to the nearest."""
+        farthest = (torch.tensor(self.bounds, device=angle.device) / self.extent(angle)).amin(-1).clamp(max=1)
+        return farthest ** (1 - u) * self.config.zoom**-u
 
     def margins(self, angle: Tensor, zoom: Tensor) -> Tensor:
         """Return how far (B, 2) from the middle of the image a view may be, so that all of it lies within."""
+        return torch.tensor(self.bounds, device=angle.device) - zoom[:, None] * self.extent(angle)
+
+    def always(self, device: torch.device) -> Tensor:
+        """Return how far (2,) from the middle of the image a view may be whatever its turn and zoom."""
+        x, y = self.half
+        worst = torch.tensor([min(self.turn, math.atan2(y, x)), min(self.turn, math.atan2(x, y))], device=device)
+        return (torch.tensor(self.bounds, device=device) - self.extent(worst).diagonal()).clamp(min=0)
+
+    def extent(self, angle: Tensor) -> Tensor:
+        """Return how far (B, 2) a turned view reaches from its middle."""
         cos, sin = angle.cos().abs(), angle.sin().abs()
         x, y = self.half
-        reach = torch.stack([cos * x + sin * y, cos * y + sin * x], -1)
-        return torch.tensor(self.bounds, device=angle.device) - zoom[:, None] * reach
+        return torch.stack([cos * x + sin * y, cos * y + sin * x], -1)
 
     def scaled(self, saccade: Pose) -> Tensor:
         """Scale a saccade to [-1, 1]: rotation, x, y and zoom, those that there are (B, 1 to 4)."""

@@ -2,7 +2,8 @@ import pytest
 import torch
 
 from jepa.backbones import ViT, ViTTrunk, sincos_positions
-from jepa.config import VIT_SIZES, InputError, ViTConfig
+from jepa.config import InputError, ViTConfig
+from jepa.config.backbones import VIT_SIZES
 
 
 def vit(config: ViTConfig, size=(32, 32), channels: int = 3) -> ViT:
