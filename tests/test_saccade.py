@@ -202,6 +202,7 @@ def test_both_objectives_see_the_same_fixations(tiny):
         ({"backbone": ConvNetConfig("resnet81")}, "timm has no model 'resnet81'; did you mean 'resnet18'?"),
         ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "which is no ConvNet"),
         ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave it out"),
+        ({"backbone": ConvNetConfig("repvgg_a0", small_stem=True)}, "branches that do not fit"),
         ({"backbone": ConvNetConfig("resnet18")}, "whose tokens are 32 pixels wide, more than the image of 16x16"),
     ],
 )
