@@ -124,8 +124,8 @@ def saccade_demo() -> Config:
     """Saccade JEPA on the built-in sample.
 
     Command: jepa train saccade-demo
-    Time: about 3 minutes of training on two cores
-    Result: not measured yet
+    Time: 3 minutes of training on two cores
+    Result: kNN 82.6, linear 84.2 (untrained 80.7, 83.1; raw pixels 83.1, 85.5; seed 0)
     """
     return Config(
         name="saccade-demo",
@@ -151,8 +151,8 @@ def saccade_cifar10() -> Config:
     """Saccade JEPA on CIFAR-10 at 32 pixels, made for CPUs.
 
     Command: jepa train saccade-cifar10
-    Time: about 10 minutes of training on two cores
-    Result: not measured yet
+    Time: 10 to 11 minutes of training on two cores
+    Result: kNN 56.9, linear 47.1 (untrained 42.1, 38.8; seed 0)
     """
     return replace(
         saccade_demo(),
