@@ -151,7 +151,7 @@ def saccade_cifar10() -> Config:
     """Saccade JEPA on CIFAR-10 at 32 pixels, made for CPUs.
 
     Command: jepa train saccade-cifar10
-    Time: 10 to 11 minutes of training on two cores
+    Time: 11 minutes on two cores
     Result: kNN 56.9, linear 47.1 (untrained 42.1, 38.8; seed 0)
     """
     return replace(

@@ -103,14 +103,14 @@ def make_small(model: Any, name: str) -> int:
     pools = [path for path in ("maxpool", "features.pool0") if path in modules]
     for path in pools:
         model.set_submodule(path, nn.Identity())
-    was_training = model.training
+    model.eval()
     try:
         with torch.no_grad():
-            model.eval().forward_features(torch.zeros(1, first.in_channels, 64, 64))
+            model.forward_features(torch.zeros(1, first.in_channels, 64, 64))
     except RuntimeError:  # several strided paths side by side, such as RepVGG's
         raise InputError(
             f"backbone.small_stem is given, but the first layer of {name} has branches that do not fit any more when "
             "one of them is made smaller; leave it out, or take another ConvNet"
         ) from None
-    model.train(was_training)
+    model.train()
     return 4 if pools else 2

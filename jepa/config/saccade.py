@@ -61,10 +61,11 @@ class FixationConfig:
                 "it when turned so far; choose a smaller rotation, a smaller field, or a larger zoom",
             )
             margins.append(room / side - along / shorter / self.zoom)
+        largest = math.floor(1000 * min(margins)) / 1000
         require(
             self.shift <= min(margins) + 1e-9,
             f"fixations.shift is {self.shift}, but with field {self.field} and zoom {self.zoom} a view stays within "
-            f"the image up to {math.floor(1000 * min(margins)) / 1000:g}; choose that, or a smaller field",
+            f"the image up to {largest:g}; choose that, a smaller field or a larger zoom",
         )
 
 

@@ -138,5 +138,5 @@ def foresight_figure(found: dict[str, Any], path: Path) -> None:
         axes.plot(found["lengths"], found["errors"][name], color=color, marker="o", markersize=4, label=title)
     axes.set(xlabel="length of the jump, sides of a view", ylabel="squared error / variance", ylim=(0, None))
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False)
+    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small", columnspacing=1.2)
     figure.savefig(path, dpi=150)
