@@ -16,12 +16,13 @@ from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
 from jepa.data import CACHE, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device
-from jepa.evaluation import descent, descent_table, foresight, foresight_figure, foresight_table, judge, table
+from jepa.evaluation import descent, descent_table, foresees, foresight, foresight_figure, foresight_table, judge, table
 from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["evaluate", "report"]
 
 TEST_SHARE = 0.2  # of the training images, where a source has no test split
+FAIRER = {"saccade-demo": "saccade-cifar10", "energy-demo": "energy-cifar10"}  # than the sample, by recipe
 
 
 def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
@@ -51,6 +52,7 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     train, test, split = _splits(data, run.path.parent / CACHE.name)
     rows = judge(encoders, train, test, auto_workers(device) if data.workers is None else data.workers)
     result = rows | {
+        "name": config.name,
         "checkpoint": "last",
         "step": facts["step"],
         "steps": config.steps,
@@ -67,13 +69,20 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     }
     if energy := descent(encoders["trained"], *test):
         result["energy"] = energy
+    figure = run.path / "saccades.png"
+    figure.unlink(missing_ok=True)  # of the evaluation before
     if seen := foresight(objective, *test):
         result["saccades"] = seen
-        if importlib.util.find_spec("matplotlib"):
-            foresight_figure(seen, run.path / "saccades.png")
+        if len(seen["lengths"]) > 1 and importlib.util.find_spec("matplotlib"):
+            foresight_figure(seen, figure)
+    left_out = []
     if "knn" not in rows["trained"]:
         missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
-        result["left_out"] = f"kNN, linear probe and raw pixels, which need labels: {missing} has none"
+        left_out.append(f"kNN, linear probe and raw pixels, which need labels: {missing} has none")
+    if foresees(objective) and not seen:
+        left_out.append("eye movements, which need 32 images to score on")
+    if left_out:
+        result["left_out"] = "; ".join(left_out)
     broken = {id(images): images for images, _ in (train, test)}.values()
     if listed := [f"{each.files.name(row)}: {why}" for each in broken for row, why in sorted(each.unreadable.items())]:
         result["unreadable"] = listed
@@ -129,6 +138,6 @@ def report(result: dict[str, Any], path: str | Path) -> str:
     if data["source"] == "sample":
         lines.append(
             "Raw pixels are strong on these small, centred images, as is whatever keeps positions; the fairer test is "
-            "CIFAR-10:\n    jepa train ijepa-cifar10"
+            f"CIFAR-10:\n    jepa train {FAIRER.get(result['name'], 'ijepa-cifar10')}"
         )
     return "\n".join(lines)

@@ -190,8 +190,8 @@ def fresh_objective(config: Config) -> Objective:
         return build_objective(config)
 
 
-def load_encoder(path: str | Path, encoder: str = "target", checkpoint: str = "last") -> Encoder:
-    """Load a trained encoder in eval mode from a run folder, or from one of its checkpoints."""
+def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str = "last") -> Encoder:
+    """Load a trained encoder, by default the headline one, in eval mode from a run folder or one of its checkpoints."""
     given = Path(path)
     if given.suffix == ".safetensors":
         run, checkpoint = Run.open(given.parent.parent), given.stem
@@ -201,6 +201,7 @@ def load_encoder(path: str | Path, encoder: str = "target", checkpoint: str = "l
     objective = fresh_objective(run.config)
     unpack(tensors, objective, None, run.checkpoint(checkpoint))
     encoders = objective.encoders()
+    encoder = encoder or next(iter(encoders))
     if encoder not in encoders:
         raise InputError(f"there is no encoder '{encoder}'; {run.path} has {', '.join(encoders)}")
     return encoders[encoder].eval()

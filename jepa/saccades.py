@@ -71,7 +71,12 @@ class Geometry:
         self.bounds = (canvas[1] / side / 2, canvas[0] / side / 2)  # of the image: x, y
         self.turn = math.radians(config.rotation)
         # what a saccade can be, its inverse included: components of a shift that is turned, in sides of a near view
-        self.reach = config.shift * config.zoom * (math.cos(self.turn) + math.sin(min(self.turn, math.pi / 4)))
+        most = min(self.turn, math.pi / 4)  # the turn at which they are largest
+        self.reach = config.shift * config.zoom * (math.cos(most) + math.sin(most))
+
+    def on(self, images: Tensor) -> Geometry:
+        """Return the same for images (B, C, H, W) of any other size and aspect."""
+        return Geometry(self.config, (images.shape[-2], images.shape[-1]), self.size)
 
     def sample(self, rng: Rng) -> tuple[Pose, Pose]:
         """Draw two fixations of every image: the first upright, the second after a saccade; in random order.
@@ -157,11 +162,11 @@ class Geometry:
         """Return what is seen from each pose of images (B, C, H, W), as floats (B, C, h, w) in [0, 1].
 
         One bilinear resampling for all poses. Images with more pixels than the views can show are shrunk before,
-        antialiased.
+        antialiased, to what suits a view in the middle of the zooms.
         """
         images = as_float(images)
         height, width = images.shape[-2:]
-        factor = min(self.size) / self.config.side((height, width), self.size)
+        factor = min(self.size) / self.config.side((height, width), self.size) * self.config.zoom**0.5
         if factor < 1:
             smaller = [round(height * factor), round(width * factor)]
             images = F.interpolate(images, smaller, mode="bilinear", antialias=True, align_corners=False)

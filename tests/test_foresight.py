@@ -1,13 +1,19 @@
 import dataclasses
 import json
+import math
 
 import pytest
 import torch
+from torch import nn
 
+import jepa
 from jepa.config import ConvNetConfig, FixationConfig, SaccadeConfig, VICRegConfig
 from jepa.evaluate import evaluate, report
-from jepa.evaluation.foresight import Seen, foresight_table, rank, summarise
+from jepa.evaluation.foresight import Seen, foresight_table, rank, see, summarise
+from jepa.rng import Rng
+from jepa.runs import fresh_objective
 from jepa.train import train
+from tests.conftest import toy_images, write_parquet
 
 
 def seen(predicted, after, before=None):
@@ -28,6 +34,65 @@ def test_an_oracle_finds_every_fixation_and_a_wrong_movement_none():
     assert found["shuffled"]["top1"] == 0.0
     assert found["errors"]["prediction"] == [0.0] * 5
     assert all(error == pytest.approx(1, abs=0.15) for error in found["errors"]["no change"])
+
+
+def test_collapsed_embeddings_find_nothing():
+    found = summarise([seen(torch.ones(32, 32, 8), torch.ones(32, 32, 8))])
+    for name in ("same image", "shuffled", "across"):
+        assert found[name] == {"top1": 0.0, "mrr": 0.0312}
+    assert all(math.isfinite(error) for errors in found["errors"].values() for error in errors)
+
+
+class KnowsWhere(nn.Module):
+    """Embeds an image of coordinates as where in it the view looks, and adds movements up without having learned."""
+
+    def __init__(self, objective, mistake=None):
+        super().__init__()
+        self.objective, self.mistake = objective, mistake
+
+    def embed(self, encoder, views):
+        """Three points of a view, in pixels of the image, and which image it is."""
+        at = 255 / 4 * views[:, :2].movedim(1, -1)
+        middle = (at[:, 7, 7] + at[:, 8, 8]) / 2
+        return torch.cat([middle, at[:, 8, 9] - at[:, 8, 8], at[:, 9, 8] - at[:, 8, 8], 1000 * views[:, 2, :1, 0]], 1)
+
+    def predict(self, x, saccade):
+        """Where the view's three points will be."""
+        middle, right, down, image = x.split([2, 2, 2, 1], 1)
+        if self.mistake == "backwards":
+            saccade = saccade.inverse()
+
+        def there(x, y, of):
+            point = saccade(torch.tensor([x, y]).expand(len(of), 2))
+            return middle + 16 * (point[:, :1] * right + point[:, 1:] * down)
+
+        origin = there(0.0, 0.0, x)
+        side = 1 / 16
+        return torch.cat([origin, there(side, 0.0, x) - origin, there(0.0, side, x) - origin, image], 1)
+
+
+@pytest.mark.parametrize("mistake", [None, "backwards"])
+def test_whoever_knows_where_it_looks_and_what_a_movement_is_finds_every_fixation(tiny, mistake):
+    fixations = FixationConfig(field=0.4, shift=0.3, rotation=20, zoom=1.5)
+    objective = fresh_objective(
+        dataclasses.replace(
+            tiny,
+            data=dataclasses.replace(tiny.data, mean=(0.5,) * 3, std=(0.25,) * 3),
+            objective=SaccadeConfig(hidden=16, fixations=fixations),
+        )
+    )
+    fake = KnowsWhere(objective, mistake)
+    fake.config, fake.geometry = objective.config, objective.geometry
+    fake.context = fake.target = objective.context
+    y, x = torch.meshgrid(4 * torch.arange(40), 4 * torch.arange(60), indexing="ij")
+    images = torch.stack([torch.stack([x, y, torch.full_like(x, 7 * i)]) for i in range(32)]).to(torch.uint8)
+    found = summarise([see(fake, images, Rng(0, 0, torch.arange(32)))])
+    if mistake:
+        assert found["same image"]["top1"] < 20
+    else:
+        assert found["same image"]["top1"] > 99
+        assert found["across"]["top1"] > 99
+        assert max(found["errors"]["prediction"]) < 1e-3
 
 
 def test_knowing_the_image_alone_is_chance_among_its_fixations():
@@ -56,6 +121,26 @@ def test_evaluate_shows_what_the_predictor_foresees(tiny, tmp_path, predictor):
     assert json.loads((run.path / "evaluation.json").read_text())["saccades"] == found
 
 
+def test_an_eye_that_only_turns_has_one_length_of_jump_and_no_figure(tiny, tmp_path):
+    objective = SaccadeConfig(hidden=16, fixations=FixationConfig(field=0.6, shift=0, rotation=10))
+    run = train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
+    (run.path / "saccades.png").touch()
+    found = evaluate(run.path)["saccades"]
+    assert found["lengths"] == [0.0]
+    assert [len(errors) for errors in found["errors"].values()] == [1, 1, 1]
+    assert not (run.path / "saccades.png").exists()
+
+
+def test_too_few_images_to_move_the_eye_on_are_said(tiny, tmp_path):
+    objective = SaccadeConfig(hidden=16, fixations=FixationConfig(field=0.6, shift=0.2, rotation=10))
+    run = train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
+    images, labels = toy_images(20)
+    write_parquet(tmp_path / "few" / "train-0.parquet", images, labels)
+    result = evaluate(run.path, str(tmp_path / "few"))
+    assert "saccades" not in result
+    assert "Left out: eye movements, which need 32 images to score on." in report(result, run.path)
+
+
 def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):
     fixations = FixationConfig(field=0.6, shift=0.4, rotation=10)
     backbone = ConvNetConfig("resnet18", small_stem=True)
@@ -63,6 +148,13 @@ def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):
     result = evaluate(train(config, tmp_path / "run").path)
     assert "saccades" not in result
     assert "context" not in result
+    assert jepa.load(str(tmp_path / "run")).embed(torch.rand(2, 3, 16, 16)).shape == (2, 512)
     text = report(result, "RUN")
     assert "trained " in text
     assert "target encoder" not in text
+
+
+def test_the_sample_is_followed_by_a_fairer_test_of_the_same_method(tiny, tmp_path):
+    result = evaluate(train(dataclasses.replace(tiny, name="saccade-demo"), tmp_path / "run").path)
+    result["data"]["source"] = "sample"
+    assert report(result, "RUN").endswith("jepa train saccade-cifar10")

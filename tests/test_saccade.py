@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from jepa.backbones import ConvNet
 from jepa.config import Config, ConvNetConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig, with_backbone
 from jepa.data import Batch
 from jepa.objectives.saccade import GridPredictor, mlp
@@ -152,6 +153,30 @@ NAMES = (
 )
 
 
+@pytest.mark.parametrize("name", [*NAMES[:10], "dpn68", "resnetv2_50", "nf_resnet50", "fasternet_t0"])
+def test_what_is_judged_is_what_is_trained(name):
+    encoder = ConvNet(ConvNetConfig(name), 3, (64, 64)).eval()
+    images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        trained, judged = encoder(images), encoder(images, layers=(-2, -1))
+    assert torch.allclose(trained.x, judged.x, rtol=1e-4, atol=1e-5)
+    assert torch.equal(judged.x, judged.layers[-1])
+    assert trained.x.shape == (2, trained.grid[0] * trained.grid[1], encoder.dim)
+    assert trained.grid == (64 // encoder.stride, 64 // encoder.stride)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_atto", "mobilenetv3_small_100", "resnet10t"])
+def test_a_small_stem_sees_finer(name):
+    large, small = (ConvNet(ConvNetConfig(name, small_stem=stem), 3, (64, 64)).eval() for stem in (False, True))
+    images = torch.zeros(1, 3, 64, 64)
+    factor = large.stride // small.stride
+    assert factor == (4 if name in ("resnet18", "densenet121", "resnet10t") else 2)  # those pool behind their first
+    assert large(images).grid == (2, 2)
+    assert small(images).grid == (2 * factor, 2 * factor)
+    convolutions = [module for module in small.modules() if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1]
+    assert all(each.weight.is_contiguous(memory_format=torch.channels_last) for each in convolutions)
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_twelve_backbones_train_two_steps_by_name(tiny, tmp_path, name):
     config = saccade_config(tiny, predictor="16x1x2" if name in ("densenet121", "energy") else "mlp")
@@ -180,6 +205,30 @@ def test_vicreg_equals_its_definition(tiny):
     assert torch.allclose(losses["loss"], expected, rtol=1e-4)
 
 
+@pytest.mark.parametrize("objective", [SaccadeConfig, VICRegConfig])
+@pytest.mark.parametrize("canvas", [(40, 40), (40, 60), (60, 40)])
+def test_the_saccade_of_a_batch_leads_from_what_is_seen_to_what_will_be(tiny, objective, canvas):
+    """The images are their own coordinates, so that views say where they look."""
+    fixations = FixationConfig(field=0.4, shift=0.3, rotation=20, zoom=1.5)
+    config = dataclasses.replace(saccade_config(tiny), objective=objective(fixations=fixations))
+    y, x = torch.meshgrid(*(4 * torch.arange(side) for side in canvas), indexing="ij")
+    images = torch.stack([x, y, x]).to(torch.uint8).expand(8, -1, -1, -1)
+    inputs = fresh_objective(config).sample(Batch(images, None, torch.arange(8)), Rng(0, 0, torch.arange(8)))
+    here, there = (255 / 4 * view[:, :2].movedim(1, -1) for view in (inputs.context, inputs.target))  # (B, h, w, 2)
+    for view in (here, there):
+        right, down = view[:, 8, 9] - view[:, 8, 8], view[:, 9, 8] - view[:, 8, 8]
+        assert (right * down).sum(-1).abs().max() < 1e-3  # right angles
+        assert torch.allclose(right.norm(dim=-1), down.norm(dim=-1), rtol=1e-3)  # square pixels
+    points = torch.tensor([[-0.25, -0.25], [0.25, 0.125]])  # of the view after, in sides: pixels 4 and 12, 10 of 16
+    for point, (row, column) in zip(points, ((3.5, 3.5), (9.5, 11.5)), strict=True):
+        origin = inputs.saccade(point.expand(8, 2))  # the same in sides of the view before
+        scale = (here[:, 8, 9] - here[:, 8, 8], here[:, 9, 8] - here[:, 8, 8])
+        middle = (here[:, 7, 7] + here[:, 8, 8]) / 2
+        foreseen = middle + 16 * (origin[:, :1] * scale[0] + origin[:, 1:] * scale[1])
+        low, high = there[:, int(row), int(column)], there[:, int(row) + 1, int(column) + 1]
+        assert torch.allclose(foreseen, (low + high) / 2, atol=0.02)
+
+
 def test_both_objectives_see_the_same_fixations(tiny):
     config = saccade_config(tiny)
     other = dataclasses.replace(config, objective=VICRegConfig(fixations=FIXATIONS))
@@ -194,15 +243,26 @@ def test_both_objectives_see_the_same_fixations(tiny):
         ({"objective": dict.fromkeys(ALL, 0.0)}, "are 0: there is nothing to learn from"),
         ({"objective": {"cycle": -1.0}}, "objective.cycle is -1.0; a weight is 0 or more"),
         ({"objective": {"hinge": 0.0}}, "objective.hinge is 0.0"),
-        ({"objective": {"predictor": "big"}}, "objective.predictor is 'big'"),
+        ({"objective": {"predictor": "big"}}, "objective.predictor is 'big'; it takes mlp, DIMxDEPTH"),
+        ({"objective": {"hinge": float("inf")}}, "objective.hinge is inf"),
         ({"objective": {"fixations": FixationConfig(field=0.9)}}, "fixations.shift is 0.28, but with field 0.9"),
         ({"data": {"canvas": 12}}, "smaller than the view of 16x16"),
-        ({"batch_size": 1}, "its variance needs 2 a part"),
-        ({"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}}, "leaves one image to a BatchNorm"),
+        ({"batch_size": 1}, "a variance needs 2 images at a time; give --batch-size 2"),
+        (
+            {"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}},
+            "small for a BatchNorm, which needs 2 images at a time; give --batch-size 2",
+        ),
         ({"backbone": ConvNetConfig("resnet81")}, "timm has no model 'resnet81'; did you mean 'resnet18'?"),
-        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "which is no ConvNet"),
+        ({"backbone": ConvNetConfig("RESNET18")}, "did you mean 'resnet18'?"),
+        ({"backbone": ConvNetConfig("resnet18.nonsense")}, "which timm cannot build: Invalid pretrained tag"),
+        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "does not turn images of 16x16 into maps"),
+        ({"backbone": ConvNetConfig("mambaout_femto"), "data": {"image_size": 32}}, "does not turn images of 32x32"),
+        ({"backbone": ConvNetConfig("hrnet_w18_small"), "data": {"image_size": 32}}, "does not turn images of 32x32"),
         ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave it out"),
-        ({"backbone": ConvNetConfig("repvgg_a0", small_stem=True)}, "branches that do not fit"),
+        (
+            {"backbone": ConvNetConfig("repvgg_a0", small_stem=True)},
+            "with backbone.small_stem does not turn images of 16x16 into maps",
+        ),
         ({"backbone": ConvNetConfig("resnet18")}, "whose tokens are 32 pixels wide, more than the image of 16x16"),
     ],
 )

@@ -190,6 +190,16 @@ def test_features_tell_movements_apart_and_have_the_octaves():
     assert upright.octaves() == [4, 4]
 
 
+@pytest.mark.parametrize("rotation", [20, 60, 90])
+def test_scaled_movements_lie_within_1_and_reach_far(rotation):
+    geometry, before, after = draw(FixationConfig(0.4, 0.6, rotation, 1.5), (64, 64), (32, 32), 5000)
+    saccade = before.inverse().of(after)
+    for movement in (saccade, saccade.inverse()):
+        scaled = geometry.scaled(movement).abs()
+        assert scaled.max() <= 1
+        assert (scaled.amax(0) > 0.8).all()
+
+
 def test_rotation_is_clockwise_on_the_screen():
     assert torch.allclose(
         rotate(torch.tensor([[1.0, 0.0]]), torch.tensor([math.pi / 2])), torch.tensor([[0.0, 1.0]]), atol=1e-6
@@ -204,6 +214,7 @@ def test_rotation_is_clockwise_on_the_screen():
         ({"field": 0.0}, "fixations.field is 0.0"),
         ({"field": 1.2}, "fixations.field is 1.2"),
         ({"shift": -0.1}, "fixations.shift is -0.1"),
+        ({"zoom": 1e30}, "the nearest view of an image of 200x200 is less than a pixel"),
         ({"rotation": 100}, "fixations.rotation is 100"),
         ({"zoom": 0.5}, "fixations.zoom is 0.5"),
         ({"shift": 0, "rotation": 0}, "there is no movement"),

@@ -38,6 +38,13 @@ class ConvNet(Backbone):
                 f"backbone.name is '{config.name}', whose tokens are {self.stride} pixels wide, more than the image of "
                 f"{image_size[0]}x{image_size[1]}; choose a larger --data.image-size, or --backbone.small-stem"
             )
+        if not self.gives_maps(channels, image_size):
+            small, (height, width) = " with backbone.small_stem" if config.small_stem else "", image_size
+            raise InputError(
+                f"backbone.name is '{config.name}', which{small} does not turn images of {height}x{width} into "
+                "maps, as a ConvNet does; take another, such as convnext_atto or resnet18, "
+                + ("leave the small stem out" if small else "or --backbone vit for a transformer")
+            )
         self.model.to(memory_format=torch.channels_last)
 
     def forward(
@@ -53,8 +60,24 @@ class ConvNet(Backbone):
         if not layers:
             last = self.model.forward_features(images)
             return Tokens(as_tokens(last), tuple(last.shape[-2:]))
-        maps = self.model.forward_intermediates(images, intermediates_only=True)
-        return Tokens(as_tokens(maps[-1]), tuple(maps[-1].shape[-2:]), None, [as_tokens(maps[i]) for i in layers])
+        last, maps = self.model.forward_intermediates(images)
+        maps[-1] = last  # some networks norm it once more
+        return Tokens(as_tokens(last), tuple(last.shape[-2:]), None, [as_tokens(maps[i]) for i in layers])
+
+    def gives_maps(self, channels: int, image_size: tuple[int, int]) -> bool:
+        """Say whether images become maps of the width that timm names, in one pass through the network."""
+        images = torch.zeros(1, channels, *image_size)
+        self.eval()
+        try:
+            with torch.no_grad():
+                last = self.model.forward_features(images)
+                listed, maps = self.model.forward_intermediates(images)
+            same = last.ndim == 4 and last.shape == listed.shape and all(each.ndim == 4 for each in maps)
+            return same and last.shape[1] == self.dim
+        except Exception:  # what a thousand networks raise for images that they cannot take
+            return False
+        finally:
+            self.train()
 
 
 def as_tokens(x: Tensor) -> Tensor:
@@ -65,15 +88,18 @@ def as_tokens(x: Tensor) -> Tensor:
 def build(name: str, channels: int) -> Any:
     """Build a model with fresh weights, cut behind its last map."""
     if not timm.is_model(name):
-        known = timm.list_models()
-        raise InputError(f"timm has no model '{name}'{suggest(name, known)} (backbone.name takes any of {len(known)})")
-    model: Any = timm.create_model(name, num_classes=0, in_chans=channels)
-    maps: Any = getattr(model, "feature_info", None)
-    convolutional = maps and hasattr(model, "prune_intermediate_layers") and "num_chs" in maps[-1]
-    if not convolutional or hasattr(model, "patch_embed"):
         raise InputError(
-            f"backbone.name is '{name}', which is no ConvNet whose maps timm gives out; take another, such as "
-            "convnext_atto or resnet18, or --backbone vit for a transformer"
+            f"timm has no model '{name}'{suggest(name.lower(), timm.list_models())} (timm.list_models() has them all)"
+        )
+    try:
+        model: Any = timm.create_model(name, num_classes=0, in_chans=channels)
+    except RuntimeError as error:  # resnet18.a_tag_that_it_does_not_have
+        raise InputError(f"backbone.name is '{name}', which timm cannot build: {error}") from None
+    maps: Any = getattr(model, "feature_info", None)
+    if not maps or not hasattr(model, "prune_intermediate_layers") or "num_chs" not in maps[-1]:
+        raise InputError(
+            f"backbone.name is '{name}', whose maps timm does not give out; take another, such as convnext_atto or "
+            "resnet18, or --backbone vit for a transformer"
         )
     model.prune_intermediate_layers(list(range(len(maps))), prune_norm=False, prune_head=True)
     return model
@@ -103,14 +129,4 @@ def make_small(model: Any, name: str) -> int:
     pools = [path for path in ("maxpool", "features.pool0") if path in modules]
     for path in pools:
         model.set_submodule(path, nn.Identity())
-    model.eval()
-    try:
-        with torch.no_grad():
-            model.forward_features(torch.zeros(1, first.in_channels, 64, 64))
-    except RuntimeError:  # several strided paths side by side, such as RepVGG's
-        raise InputError(
-            f"backbone.small_stem is given, but the first layer of {name} has branches that do not fit any more when "
-            "one of them is made smaller; leave it out, or take another ConvNet"
-        ) from None
-    model.train()
     return 4 if pools else 2

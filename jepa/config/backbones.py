@@ -22,10 +22,10 @@ VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
 """Named sizes: width, depth, heads, MLP ratio (Dosovitskiy et al. 2021; giant: Zhai et al. 2022)."""
 
 
-def parse_width(text: str, where: str) -> tuple[int, int, int]:
+def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]:
     """Read `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of 64 (of 32 where 64 does not divide DIM)."""
     parts = text.lower().split("x")
-    accepted = "it takes DIMxDEPTH or DIMxDEPTHxHEADS, whole numbers from 1, such as 192x6 or 192x6x3"
+    accepted = f"it takes {others}DIMxDEPTH or DIMxDEPTHxHEADS, whole numbers from 1, such as 192x6 or 192x6x3"
     is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
     require(is_shape, f"{where} is '{text}'; {accepted}")
     dim, depth = int(parts[0]), int(parts[1])

@@ -115,5 +115,6 @@ def needs_two(config: Config, statistics: float) -> None:
     """Refuse a batch of one where statistics over the batch are asked for."""
     require(
         config.batch_size // config.accumulate >= 2 or not statistics,
-        f"batch_size is {config.batch_size} in {config.accumulate} parts; its variance needs 2 a part",
+        f"batch_size is {config.batch_size} with accumulate {config.accumulate}, but a variance needs 2 images at a "
+        f"time; give --batch-size {2 * config.accumulate} or more",
     )

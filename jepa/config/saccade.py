@@ -43,7 +43,10 @@ class FixationConfig:
         return self.field * min(canvas[0] / size[0], canvas[1] / size[1]) * min(size)
 
     def fits(self, canvas: tuple[int, int], size: tuple[int, int]) -> None:
-        """Refuse movements that would show what lies outside of the image, naming the largest that does not."""
+        """Refuse movements that would show what lies outside of the image, naming the largest that does not.
+
+        Images of another aspect than `canvas`, where none is set, have more room, not less.
+        """
         smaller = canvas[0] < size[0] or canvas[1] < size[1]
         require(
             not smaller,
@@ -51,6 +54,11 @@ class FixationConfig:
             "--data.canvas or a smaller --data.image-size",
         )
         side, turn, shorter = self.side(canvas, size), math.radians(self.rotation), min(size)
+        require(
+            side / self.zoom >= 1,
+            f"fixations.field is {self.field} and .zoom {self.zoom}, so that the nearest view of an image of "
+            f"{canvas[0]}x{canvas[1]} is less than a pixel; choose a larger field or a smaller zoom",
+        )
         margins = []
         for along, across, room in ((size[1], size[0], canvas[1]), (size[0], size[1], canvas[0])):
             worst = min(turn, math.atan2(across, along))  # the turn at which a view reaches farthest
@@ -109,10 +117,11 @@ class SaccadeConfig:
 
     def __post_init__(self) -> None:
         if self.predictor != "mlp":
-            parse_width(self.predictor, "objective.predictor")
+            parse_width(self.predictor, "objective.predictor", "mlp, ")
         require(self.hidden >= 1, f"objective.hidden is {self.hidden}; it takes a whole number from 1")
         check_weights(self, ("prediction", "cycle", "invariance", "variance", "covariance", "inverse"))
-        require(self.hinge > 0, f"objective.hinge is {self.hinge}; it takes a standard deviation above 0")
+        finite = 0 < self.hinge < math.inf
+        require(finite, f"objective.hinge is {self.hinge}; it takes a standard deviation above 0")
         for name in ("ema_half_life", "ema_half_life_end"):
             require(getattr(self, name) > 0, f"objective.{name} is {getattr(self, name)}; it takes steps above 0")
 

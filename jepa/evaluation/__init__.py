@@ -2,7 +2,7 @@
 
 from jepa.evaluation.descent import descent, descent_table
 from jepa.evaluation.features import Features, extract, pixels
-from jepa.evaluation.foresight import foresight, foresight_figure, foresight_table
+from jepa.evaluation.foresight import foresees, foresight, foresight_figure, foresight_table
 from jepa.evaluation.geometry import rankme, spread
 from jepa.evaluation.judge import judge, online, table
 from jepa.evaluation.probes import knn, linear_probe
@@ -12,6 +12,7 @@ __all__ = [
     "descent",
     "descent_table",
     "extract",
+    "foresees",
     "foresight",
     "foresight_figure",
     "foresight_table",

@@ -7,7 +7,7 @@ told apart by what they show alone, and stand in a line of their own). With a wr
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeGuard
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from jepa.objectives import Objective, Saccade
 from jepa.rng import Rng
 from jepa.saccades import Geometry
 
-__all__ = ["foresight", "foresight_figure", "foresight_table"]
+__all__ = ["foresees", "foresight", "foresight_figure", "foresight_table"]
 
 COUNT, FIXATIONS, BATCH = 512, 32, 32  # images, fixations of an image, images at a time
 BINS = 5
@@ -32,27 +32,33 @@ class Seen(NamedTuple):
     length: Tensor  # (B, 32): of each movement, in sides of a view
 
 
+def foresees(objective: Objective) -> TypeGuard[Saccade]:
+    """Say whether an objective has a predictor that is told movements."""
+    return isinstance(objective, Saccade) and objective.predictor is not None
+
+
 @torch.no_grad()
 def foresight(objective: Objective, images: Images, index: Tensor) -> dict[str, Any] | None:
-    """Judge the predictor on up to 512 images; None where the objective has none.
+    """Judge the predictor on up to 512 images; None where the objective has none, or of less than 32.
 
     `top1` (percent) and `mrr` of the true next fixation among 32: of the same image with the true movement, with the
     movement to another of the 32 (`shuffled`), and among those of 32 images (`across`). `errors` are squared errors by
     the length of the jump, over the variance of what is foreseen: of the prediction, of the shuffled one, and of
     foreseeing no change.
     """
-    if not isinstance(objective, Saccade) or objective.predictor is None:
+    if not foresees(objective):
         return None
     was_training = objective.training
     objective.eval()
-    chosen = index[:: -(-len(index) // COUNT)]
     device = objective.context.mean.device
-    found = []
-    for number, rows in enumerate(chosen.split(BATCH)):
-        read = images.read(rows)
-        pixels = read.pixels[read.readable].to(device)
-        if len(pixels) == BATCH:  # a rest would have fewer images to choose from
-            found.append(see(objective, pixels, Rng(0, number, torch.arange(BATCH, device=device))))
+    spread = torch.linspace(0, len(index) - 1, min(COUNT, len(index))).round().long()
+    parts = [images.read(rows) for rows in index[spread].split(BATCH)]
+    pixels = torch.cat([read.pixels[read.readable] for read in parts])
+    found = [  # a rest would have fewer images to choose from
+        see(objective, part.to(device), Rng(0, number, torch.arange(BATCH, device=device)))
+        for number, part in enumerate(pixels.split(BATCH))
+        if len(part) == BATCH
+    ]
     objective.train(was_training)
     return summarise(found) if found else None
 
@@ -88,26 +94,30 @@ def summarise(found: list[Seen]) -> dict[str, Any]:
             errors[name].append((guess - after).square().sum(-1).flatten())
     length = torch.cat([seen.length.flatten() for seen in found])
     after = torch.cat([seen.after.flatten(0, 1) for seen in found])
-    variance = (after - after.mean(0)).square().sum(-1).mean()
+    variance = (after - after.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
     edges = length.quantile(torch.linspace(0, 1, BINS + 1))
     place = torch.bucketize(length, edges[1:-1])
+    bins = place.unique().tolist()  # one, where the eye only turns
     means = {
-        name: [round(float(error[place == i].mean() / variance), 4) for i in range(BINS)]
+        name: [round(float(error[place == i].mean() / variance), 4) for i in bins]
         for name, error in ((name, torch.cat(parts)) for name, parts in errors.items())
     }
     result: dict[str, Any] = {
         name: {"top1": round(100 * float((r == 1).double().mean()), 2), "mrr": round(float((1 / r).mean()), 4)}
         for name, r in ((name, torch.cat(parts).double()) for name, parts in ranks.items())
     }
-    middles = [round(float(length[place == i].mean()), 4) for i in range(BINS)]
+    middles = [round(float(length[place == i].mean()), 4) for i in bins]
     return result | {"images": len(found) * BATCH, "fixations": FIXATIONS, "lengths": middles, "errors": means}
 
 
 def rank(predicted: Tensor, after: Tensor) -> Tensor:
-    """Rank (from 1) of the true one among all of its row by distance, for (rows, candidates, D), flattened."""
-    distance = torch.cdist(predicted, after)
+    """Rank (from 1) of the true one among all of its row by distance, for (rows, candidates, D), flattened.
+
+    Behind all that are as near, so that collapsed embeddings find nothing.
+    """
+    distance = torch.cdist(predicted, after, compute_mode="donot_use_mm_for_euclid_dist")  # which loses digits
     true = distance.diagonal(dim1=1, dim2=2)[..., None]
-    return (distance < true).sum(-1).add(1).flatten()
+    return (distance <= true).sum(-1).flatten()
 
 
 def foresight_table(found: dict[str, Any]) -> str:

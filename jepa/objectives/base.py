@@ -46,11 +46,14 @@ def full_precision(x: Tensor) -> Tensor:
 
 def needs_a_batch(model: nn.Module, config: Config) -> None:
     """Refuse batches of one where a BatchNorm would have nothing to compare it with. Raises `InputError`."""
-    images = config.batch_size // config.accumulate // world_size()
-    if images < 2 and any(isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()):
+    parts = config.accumulate * world_size()
+    if config.batch_size // parts < 2 and any(
+        isinstance(module, nn.modules.batchnorm._BatchNorm) for module in model.modules()
+    ):
         raise InputError(
-            f"batch_size is {config.batch_size} in {config.accumulate} parts over {world_size()} processes, which "
-            "leaves one image to a BatchNorm; give 2 a part, or a backbone without one (convnext_atto)"
+            f"batch_size is {config.batch_size}, with accumulate {config.accumulate} and {world_size()} process(es) "
+            f"too small for a BatchNorm, which needs 2 images at a time; give --batch-size {2 * parts} or more, or a "
+            "backbone without one (convnext_atto)"
         )
 
 

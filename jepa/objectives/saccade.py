@@ -101,8 +101,9 @@ class Saccade(Objective):
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
         """Cut two fixations out of every image; either of them is the context."""
-        before, after = self.geometry.sample(rng)
-        context, target = self.geometry.look(batch.images, before, after)
+        geometry = self.geometry.on(batch.images)
+        before, after = geometry.sample(rng)
+        context, target = geometry.look(batch.images, before, after)
         return SaccadeInputs(context, target, before.inverse().of(after))
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:

@@ -40,8 +40,9 @@ class VICReg(Objective):
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
         """Cut the same two fixations as Saccade JEPA."""
-        before, after = self.geometry.sample(rng)
-        context, target = self.geometry.look(batch.images, before, after)
+        geometry = self.geometry.on(batch.images)
+        before, after = geometry.sample(rng)
+        context, target = geometry.look(batch.images, before, after)
         return SaccadeInputs(context, target, before.inverse().of(after))
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
