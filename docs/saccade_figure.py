@@ -63,7 +63,7 @@ def draw_fixations() -> None:
         start, end = (outline(axes, pose, row, side, color) for pose, color in ((before, BLUE), (after, RED)))
         arrow = {"arrowstyle": "-|>", "color": "white", "linewidth": 2, "shrinkA": 0, "shrinkB": 0}
         axes.annotate("", tuple(end.tolist()), tuple(start.tolist()), arrowprops=arrow)
-        axes.set_title(tell(saccade, row), fontsize=9, color=INK, pad=4)
+        axes.set_title(tell(saccade, row), fontsize=8, color=INK, pad=4)
         names = (("the student sees", BLUE), ("the teacher sees", RED))
         for place, (view, (name, color)) in enumerate(zip(views, names, strict=True)):
             inner = at(left + place * (small + gap / 2), 0.02, small)

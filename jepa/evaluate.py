@@ -129,7 +129,8 @@ def report(result: dict[str, Any], path: str | Path) -> str:
         lines.append(f"Left out: {result['left_out']}.")
     if listed := result.get("unreadable"):
         lines.append(
-            f"Left out: {len(listed)} images that cannot be read (evaluation.json lists them), the first {listed[0]}."
+            f"Left out: {len(listed)} image{'s' * (len(listed) > 1)} that cannot be read (evaluation.json lists them), "
+            f"the first {listed[0]}."
         )
     lines.append(
         f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "

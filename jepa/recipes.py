@@ -141,9 +141,9 @@ def saccade_demo() -> Config:
             inverse=0.15,
             ema_half_life=20,
             ema_half_life_end=100,
-            fixations=FixationConfig(field=1, shift=0.5, rotation=15, zoom=2),
+            fixations=FixationConfig(field=1, shift=0.25, rotation=15, zoom=1.4),
         ),
-        optim=replace(SHORT, lr=3e-3),
+        optim=replace(SHORT, lr=1e-3),
     )
 
 
@@ -157,9 +157,9 @@ def saccade_cifar10() -> Config:
     return replace(
         saccade_demo(),
         name="saccade-cifar10",
-        steps=2700,
+        steps=2400,
         save_every=300,
-        eval_every=900,
+        eval_every=800,
         data=DataConfig(source="cifar10", image_size=32),
     )
 

@@ -31,12 +31,21 @@ class FixationConfig:
     """Each fixation is up to this many times nearer; at least as near as it must be to fit into the image."""
 
     def __post_init__(self) -> None:
-        require(0 < self.field <= 1, f"fixations.field is {self.field}; it takes a share of the image above 0, up to 1")
-        require(0 <= self.shift < math.inf, f"fixations.shift is {self.shift}; it takes a number of sides from 0")
-        require(0 <= self.rotation <= 90, f"fixations.rotation is {self.rotation}; it takes degrees from 0 to 90")
-        require(1 <= self.zoom < math.inf, f"fixations.zoom is {self.zoom}; it takes a factor from 1")
+        require(
+            0 < self.field <= 1,
+            f"objective.fixations.field is {self.field}; it takes a share of the image above 0, up to 1",
+        )
+        require(
+            0 <= self.shift < math.inf, f"objective.fixations.shift is {self.shift}; it takes a number of sides from 0"
+        )
+        require(
+            0 <= self.rotation <= 90, f"objective.fixations.rotation is {self.rotation}; it takes degrees from 0 to 90"
+        )
+        require(1 <= self.zoom < math.inf, f"objective.fixations.zoom is {self.zoom}; it takes a factor from 1")
         moves = self.shift > 0 or self.rotation > 0 or self.zoom > 1
-        require(moves, "fixations.shift and .rotation are 0 and .zoom is 1: there is no movement to learn from")
+        require(
+            moves, "objective.fixations.shift and .rotation are 0 and .zoom is 1: there is no movement to learn from"
+        )
 
     def side(self, canvas: tuple[int, int], size: tuple[int, int]) -> float:
         """Return how many pixels of the canvas the shorter side of a view of `size` takes."""
@@ -56,7 +65,7 @@ class FixationConfig:
         side, turn, shorter = self.side(canvas, size), math.radians(self.rotation), min(size)
         require(
             side / self.zoom >= 1,
-            f"fixations.field is {self.field} and .zoom {self.zoom}, so that the nearest view of an image of "
+            f"objective.fixations.field is {self.field} and .zoom {self.zoom}, so that the nearest view of an image of "
             f"{canvas[0]}x{canvas[1]} is less than a pixel; choose a larger field or a smaller zoom",
         )
         margins = []
@@ -65,15 +74,15 @@ class FixationConfig:
             turned = (along * math.cos(worst) + across * math.sin(worst)) / shorter / self.zoom
             require(
                 turned <= room / side + 1e-9,
-                f"fixations.rotation is {self.rotation}, and a view over {self.field} of the image does not fit into "
-                "it when turned so far; choose a smaller rotation, a smaller field, or a larger zoom",
+                f"objective.fixations.rotation is {self.rotation}, and a view over {self.field} of the image does not "
+                "fit into it when turned so far; choose a smaller rotation, a smaller field, or a larger zoom",
             )
             margins.append(room / side - along / shorter / self.zoom)
         largest = math.floor(1000 * min(margins)) / 1000
         require(
             self.shift <= min(margins) + 1e-9,
-            f"fixations.shift is {self.shift}, but with field {self.field} and zoom {self.zoom} a view stays within "
-            f"the image up to {largest:g}; choose that, a smaller field or a larger zoom",
+            f"objective.fixations.shift is {self.shift}, but with field {self.field} and zoom {self.zoom} a view stays "
+            f"within the image up to {largest:g}; choose that, a smaller field or a larger zoom",
         )
 
 
@@ -142,9 +151,9 @@ class VICRegConfig:
     invariance: float = 25.0
     """Weight of the squared distance between the two."""
     variance: float = 25.0
-    """Weight of the variance term of each."""
+    """Weight of the variance term, the mean of both."""
     covariance: float = 1.0
-    """Weight of the covariance term of each."""
+    """Weight of the covariance term, the sum of both."""
     fixations: FixationConfig = field(default_factory=FixationConfig)
 
     def __post_init__(self) -> None:

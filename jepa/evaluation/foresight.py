@@ -147,6 +147,9 @@ def foresight_figure(found: dict[str, Any], path: Path) -> None:
     for (name, title), color in zip(titles.items(), ("#0072B2", "#D55E00", "#6A6A6A"), strict=True):
         axes.plot(found["lengths"], found["errors"][name], color=color, marker="o", markersize=4, label=title)
     axes.set(xlabel="length of the jump, sides of a view", ylabel="squared error / variance", ylim=(0, None))
+    right, wrong, chance = found["same image"]["top1"], found["shuffled"]["top1"], 100 / found["fixations"]
+    told = f"told the movement {right:.0f} %, a wrong one {wrong:.0f} %, chance {chance:.0f} %"
+    axes.set_title(f"Found among {found['fixations']} fixations of an image:\n{told}", fontsize="small")
     axes.spines[["top", "right"]].set_visible(False)
     figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small", columnspacing=1.2)
     figure.savefig(path, dpi=150)

@@ -46,7 +46,11 @@ class VICReg(Objective):
         return SaccadeInputs(context, target, before.inverse().of(after))
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
-        """Return "loss" and its terms (equation 6), variance and covariance as means of both fixations."""
+        """Return "loss" and its terms (section 4.1).
+
+        As in the paper's code, variance is the mean of both fixations, covariance the sum, invariance a mean over
+        dimensions.
+        """
         pooled = [self.encoder.backbone.pool(self.encoder(x).x) for x in (inputs.context, inputs.target)]
         first, second = (full_precision(self.expander(x)) for x in pooled)
         invariance = F.mse_loss(first, second)
