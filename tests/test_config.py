@@ -95,7 +95,7 @@ def test_bad_json_is_one_sentence(values, message):
         (lambda: DataConfig(std=(0.0, 1.0, 1.0)), "data.std is"),
         (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas is"),
         (lambda: Config(seed=-1), "seed is -1"),
-        (lambda: Config(batch_size=4, accumulate=4, objective=IJepaConfig(variance=1)), "its variance needs 2 a part"),
+        (lambda: Config(batch_size=4, accumulate=4, objective=IJepaConfig(variance=1)), "give --batch-size 8 or more"),
         (lambda: DataConfig(holdout=0.7), "data.holdout is 0.7"),
     ],
 )
