@@ -170,8 +170,8 @@ def vicreg_cifar10() -> Config:
     A twelfth of the paper's invariance, which is better here, and as many steps as take the time of saccade-cifar10.
 
     Command: jepa train vicreg-cifar10
-    Time: not measured yet
-    Result: not measured yet
+    Time: 8 to 10 minutes on two cores
+    Result: kNN 56.0, linear 46.9 (saccade-cifar10 58.8, 46.7; untrained 42.5, 38.9; three seeds)
     """
     config = saccade_cifar10()
     assert isinstance(config.objective, SaccadeConfig)
