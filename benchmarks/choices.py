@@ -20,7 +20,7 @@ from pathlib import Path
 import torch
 
 from jepa.data import open_dataset
-from jepa.evaluation import foresight, foresight_table, judge, table
+from jepa.evaluation import FeatureStore, foresight, foresight_table, judge, table
 from jepa.runs import Run, fresh_objective, unpack
 
 
@@ -40,7 +40,8 @@ def main() -> None:
         assert images is not None
         order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
         score, fit = order.split([count := min(5000, len(images) // 5), len(images) - count])
-        print(table(judge(names | untrained, (images, fit[:20_000]), (images, score))))
+        store = FeatureStore(Path(folder) / "features", "")
+        print(table(judge(names | untrained, (images, fit[:20_000]), (images, score), store)))
         if seen := foresight(objective, images, score):
             print(foresight_table(seen))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import importlib.util
+import json
 import time
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,21 @@ import torch
 from jepa import __version__
 from jepa.allocator import keep_freed_memory
 from jepa.config import DataConfig, InputError
+from jepa.config_json import to_dict
 from jepa.data import CACHE, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device
-from jepa.evaluation import descent, descent_table, foresees, foresight, foresight_figure, foresight_table, judge, table
+from jepa.evaluation import (
+    HEADLINE,
+    FeatureStore,
+    descent,
+    descent_table,
+    foresees,
+    foresight,
+    foresight_figure,
+    foresight_table,
+    judge,
+    table,
+)
 from jepa.runs import Run, fresh_objective, unpack
 
 __all__ = ["evaluate", "report"]
@@ -50,7 +63,8 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
     encoders = {name: encoder.to(device) for name, encoder in trained} | encoders
 
     train, test, split = _splits(data, run.path.parent / CACHE.name)
-    rows = judge(encoders, train, test, auto_workers(device) if data.workers is None else data.workers)
+    store = FeatureStore(run.path / "features", json.dumps([__version__, to_dict(config)["backbone"]]))
+    rows = judge(encoders, train, test, store, auto_workers(device) if data.workers is None else data.workers)
     result = rows | {
         "name": config.name,
         "checkpoint": "last",
@@ -60,10 +74,12 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         "evaluation_seconds": round(time.perf_counter() - began, 1),
         "data": {"source": data.source, "train": len(train[1]), "test": len(test[1]), "split": split},
         "protocol": {
-            "pixels": "at most 32x32",
+            "pixels": "at most 32x32, of at most 50,000 training images",
             "pooling": "tokens averaged; linear_last4: the last four layers averaged and concatenated",
             "knn": "k 20, cosine of centred features, weights exp(s / 0.07)",
-            "linear": "logistic regression on standardised features, L2 chosen on a tenth of train",
+            "linear": "logistic regression on standardised features, L2 chosen on images held out of train",
+            "linear_10pc, linear_1pc": "the same, fitted on 10 % and 1 % of the labels of every class",
+            "dimension": "correlation dimension of at most 10,000 scored images, with its standard error",
         },
         "version": __version__,
     }
@@ -76,9 +92,12 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
         if len(seen["lengths"]) > 1 and importlib.util.find_spec("matplotlib"):
             foresight_figure(seen, figure)
     left_out = []
-    if "knn" not in rows["trained"]:
+    if "linear" not in rows["trained"]:
         missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
-        left_out.append(f"kNN, linear probe and raw pixels, which need labels: {missing} has none")
+        why = f"labels: {missing} has none" if missing else f"two classes: {train[0].name} has one"
+        left_out.append(f"kNN and linear probes, which need {why}")
+    elif "knn" not in rows["trained"]:
+        left_out.append(f"kNN, which needs {HEADLINE} images to fit on: there are {len(train[1])}")
     if foresees(objective) and not seen:
         left_out.append("eye movements, which need 32 images to score on")
     if left_out:

@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,60 +7,103 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from jepa.evaluation import knn, linear_probe, rankme, spread, table
-from jepa.evaluation.probes import accuracy, fit_logistic
+from jepa.config import InputError
+from jepa.evaluation import Features, few_labels, knn, linear_probe, probes, rankme, spectrum, spread, table
+from jepa.evaluation.logistic import accuracy, fit_logistic
 
 
-def planted(count: int, dim: int, classes: int, gap: float, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Gaussian classes whose means lie `gap` from the origin."""
+def features(x: torch.Tensor, labels: torch.Tensor, split: str) -> Features:
+    return Features(x, labels, torch.arange(len(x)), split)
+
+
+def planted(count: int, dim: int, classes: int, gap: float, seed: int) -> Features:
+    """Gaussian classes whose means lie `gap` from the origin; another split for each seed."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
     means = torch.nn.functional.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(99)), dim=1)
-    return gap * means[labels] + torch.randn(count, dim, generator=generator), labels
+    return features(gap * means[labels] + torch.randn(count, dim, generator=generator), labels, f"split {seed}")
 
 
 def test_a_planted_separation_is_found_and_none_is_chance():
     for gap, low, high in ((8.0, 99, 100), (0.0, 17, 33)):
         train, test = planted(2000, 20, 4, gap, 0), planted(1000, 20, 4, gap, 1)
-        assert low <= knn(*train, *test) <= high
-        assert low <= linear_probe(*train, *test)[0] <= high
+        assert low <= knn(train, test)[20] <= high
+        assert low <= linear_probe(train, test)[0] <= high
 
 
 def test_knn_agrees_with_scikit_learn():
     train, test = planted(1500, 16, 5, 2.0, 0), planted(700, 16, 5, 2.0, 1)
-    mean = train[0].mean(0)
-    unit = [torch.nn.functional.normalize(x - mean, dim=1).numpy() for x in (train[0], test[0])]
-    reference = KNeighborsClassifier(20, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
-    reference.fit(unit[0], train[1])
-    assert math.isclose(knn(*train, *test), 100 * reference.score(unit[1], test[1]), abs_tol=0.15)
+    mean = train.x.mean(0)
+    unit = [torch.nn.functional.normalize(x - mean, dim=1).numpy() for x in (train.x, test.x)]
+    ours = knn(train, test, (1, 20, 200))
+    for k, score in ours.items():
+        reference = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
+        reference.fit(unit[0], train.labels)
+        assert math.isclose(score, 100 * reference.score(unit[1], test.labels), abs_tol=0.15)
 
 
 def test_the_probe_agrees_with_scikit_learn_at_the_same_penalty():
-    (x, y), (test_x, test_y) = planted(1200, 16, 5, 2.0, 0), planted(2000, 16, 5, 2.0, 1)
+    train, test = planted(1200, 16, 5, 2.0, 0), planted(2000, 16, 5, 2.0, 1)
+    x, y = train.x, train.labels
     penalty = 1e-2
     reference = LogisticRegression(C=1 / (penalty * len(x)), max_iter=1000, tol=1e-8).fit(x, y)
-    weights = fit_logistic(x, y, torch.zeros(17, 5), penalty)
-    assert math.isclose(accuracy(test_x, test_y, weights), 100 * reference.score(test_x, test_y), abs_tol=0.3)
+    weights = fit_logistic(x, y, torch.zeros(5, 17), penalty)
+    assert math.isclose(accuracy(test.x, test.labels, weights), 100 * reference.score(test.x, test.labels), abs_tol=0.3)
 
 
 def test_scores_do_not_depend_on_scale_or_offset_of_the_features():
     train, test = planted(1000, 8, 3, 2.0, 0), planted(500, 8, 3, 2.0, 1)
-    moved = [(3 * x + 100, y) for x, y in (train, test)]
-    assert abs(knn(*train, *test) - knn(*moved[0], *moved[1])) < 0.5
+    moved = [replace(split, x=3 * split.x + 100) for split in (train, test)]
+    assert abs(knn(train, test)[20] - knn(*moved)[20]) < 0.5
     scale = torch.logspace(-3, 3, 8)
-    stretched = [(x * scale, y) for x, y in (train, test)]
-    assert abs(linear_probe(*train, *test)[0] - linear_probe(*stretched[0], *stretched[1])[0]) < 0.5
+    stretched = [replace(split, x=split.x * scale) for split in (train, test)]
+    assert abs(linear_probe(train, test)[0] - linear_probe(*stretched)[0]) < 0.5
 
 
 def test_a_shift_of_the_test_labels_shows():
-    train, (test, labels) = planted(2000, 20, 4, 8.0, 0), planted(1000, 20, 4, 8.0, 1)
-    assert knn(*train, test, (labels + 1) % 4) < 1
-    assert linear_probe(*train, test, (labels + 1) % 4)[0] < 1
+    train, test = planted(2000, 20, 4, 8.0, 0), planted(1000, 20, 4, 8.0, 1)
+    shifted = replace(test, labels=(test.labels + 1) % 4)
+    assert knn(train, shifted)[20] < 1
+    assert linear_probe(train, shifted)[0] < 1
+    assert few_labels(train, shifted, 0.1) < 1
 
 
-def test_fewer_images_than_neighbours():
-    train, test = planted(6, 4, 2, 8.0, 0), planted(10, 4, 2, 8.0, 1)
-    assert 0 <= knn(*train, *test) <= 100
+def test_no_image_is_both_fitted_and_scored():
+    train = planted(200, 20, 4, 8.0, 0)
+    part = Features(train.x[150:], train.labels[150:], train.rows[150:], train.source)
+    for measure in (knn, linear_probe):
+        with pytest.raises(InputError, match="both fitted and scored"):
+            measure(train, part)
+
+
+def test_what_a_probe_cannot_do_is_one_sentence():
+    train, test = planted(30, 4, 2, 8.0, 0), planted(10, 4, 2, 8.0, 1)
+    with pytest.raises(InputError, match="50 neighbours are asked for among 30 images"):
+        knn(train, test, (50,))
+    with pytest.raises(InputError, match="no labels"):
+        knn(replace(train, labels=None), test)
+    with pytest.raises(InputError, match="one label"):
+        linear_probe(replace(train, labels=torch.ones_like(train.labels)), test)
+
+
+def test_few_labels_are_the_same_share_of_every_class():
+    train, test = planted(2000, 20, 4, 4.0, 0), planted(1000, 20, 4, 4.0, 1)
+    few, all_of_them = few_labels(train, test, 0.01), linear_probe(train, test)[0]
+    assert 60 < few < all_of_them
+    assert few_labels(planted(300, 20, 4, 4.0, 0), test, 0.001) is None
+
+
+def test_minibatches_come_close_to_lbfgs(monkeypatch):
+    train, test = planted(6000, 16, 5, 2.0, 0), planted(4000, 16, 5, 2.0, 1)
+    exact = linear_probe(train, test)[0]
+    monkeypatch.setattr(probes, "IN_MEMORY", 0)
+    assert abs(linear_probe(train, test)[0] - exact) < 1
+
+
+def test_spectrum_of_known_axes():
+    x = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 2.0, 1.0])
+    assert torch.allclose(spectrum(x).float(), torch.tensor([9.0, 4.0, 1.0]) / 14, atol=0.01)
+    assert spectrum(torch.ones(10, 3)).tolist() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("rank", [1, 3, 10])

@@ -138,7 +138,8 @@ def test_too_few_images_to_move_the_eye_on_are_said(tiny, tmp_path):
     write_parquet(tmp_path / "few" / "train-0.parquet", images, labels)
     result = evaluate(run.path, str(tmp_path / "few"))
     assert "saccades" not in result
-    assert "Left out: eye movements, which need 32 images to score on." in report(result, run.path)
+    assert "eye movements, which need 32 images to score on." in report(result, run.path)
+    assert "Left out: kNN, which needs 20 images to fit on: there are 16; " in report(result, run.path)
 
 
 def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):

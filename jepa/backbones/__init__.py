@@ -5,6 +5,7 @@ from collections.abc import Callable
 from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, sincos_positions, take
 from jepa.backbones.convnet import ConvNet
 from jepa.backbones.energy import Energies, EnergyLayerNorm, EnergyTransformer, EnergyTrunk
+from jepa.backbones.patches import PatchBackbone
 from jepa.backbones.vit import ViT, ViTTrunk
 from jepa.config import BackboneConfig, ConvNetConfig, DataConfig, EnergyConfig, ViTConfig, parse_width
 
@@ -18,6 +19,7 @@ __all__ = [
     "EnergyLayerNorm",
     "EnergyTransformer",
     "EnergyTrunk",
+    "PatchBackbone",
     "Tokens",
     "Trunk",
     "ViT",

@@ -37,6 +37,10 @@ class Trunk(nn.Module):
         """Return the normalised output of every layer, the last of which is `forward`'s."""
         raise NotImplementedError
 
+    def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the attention weights (L, B, H, N, N) of every layer: image, head, query, key."""
+        raise NotImplementedError
+
 
 class Backbone(nn.Module):
     """Images in, tokens out. `maskable` says whether it can look at a part of the tokens only."""

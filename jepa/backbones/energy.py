@@ -253,7 +253,3 @@ class EnergyTransformer(PatchBackbone):
     def energy(self, images: Tensor) -> Energies:
         """Return the energies (T + 1, B) of normalised images (B, C, H, W) before every step and after the last."""
         return self.trunk.energies(self.embed(images)[0])
-
-    def attention(self, images: Tensor) -> Tensor:
-        """Return the attention weights of normalised images, (T, B, H, N, N): step, image, head, query, key."""
-        return self.trunk.attentions(self.embed(images)[0])

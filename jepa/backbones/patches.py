@@ -46,6 +46,10 @@ class PatchBackbone(Backbone):
         every = self.trunk.layers(x, valid)
         return Tokens(every[-1], grid, valid, [every[layer] for layer in layers])
 
+    def attention(self, images: Tensor) -> Tensor:
+        """Return the attention weights of normalised images, (L, B, H, N, N): layer, image, head, query, key."""
+        return self.trunk.attentions(self.embed(images)[0])
+
     def embed(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
         """Turn images (B, C, H, W) into tokens with positions (B, N, D), and give their grid."""
         height, width = images.shape[-2:]

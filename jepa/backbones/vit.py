@@ -9,6 +9,7 @@ import math
 from functools import partial
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 
 from jepa.backbones.base import Trunk
@@ -53,6 +54,16 @@ class ViTTrunk(Trunk):
             outputs.append(self.norm(x))
         return outputs
 
+    def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
+        """Return the attention weights (L, B, H, N, N) of every block: image, head, query, key."""
+        mask = self._prepare(x, valid)
+        weights = []
+        for block in self.blocks:
+            assert isinstance(block, Block)
+            weights.append(attention_weights(block.attn, block.norm1(x), mask))
+            x = block(x, attn_mask=mask)
+        return torch.stack(weights)
+
     def _prepare(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
         """Choose the attention kernel for the device, and shape `valid` to a mask of the keys (B, 1, 1, N)."""
         for module in self.modules():
@@ -69,6 +80,15 @@ class ViT(PatchBackbone):
         dim, depth, heads, mlp_ratio = config.dimensions
         trunk = ViTTrunk(dim, depth, heads, mlp_ratio)
         super().__init__(trunk, config.stem, config.patch, dim, depth, channels, image_size)
+
+
+def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
+    """Work out softmax(q·k / sqrt(width of a head)) (B, H, N, N), which a fused kernel does not give out."""
+    queries, keys, _ = rearrange(attention.qkv(x), "b n (three h z) -> three b h n z", three=3, h=attention.num_heads)
+    logits: Tensor = (attention.q_norm(queries) * attention.scale) @ attention.k_norm(keys).mT
+    if mask is not None:
+        logits = logits.masked_fill(~mask, -math.inf)
+    return logits.softmax(-1)
 
 
 def init_weights(module: nn.Module) -> None:

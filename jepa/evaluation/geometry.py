@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rankme", "spread"]
+__all__ = ["rankme", "spectrum", "spread"]
 
 
 def rankme(x: Tensor) -> float:
@@ -17,6 +17,16 @@ def rankme(x: Tensor) -> float:
     singular = torch.linalg.svdvals(x.double())
     share = singular / singular.sum() + 1e-12
     return float(torch.exp(-(share * share.log()).sum()))
+
+
+def spectrum(x: Tensor) -> Tensor:
+    """Shares (D,) of the variance of features (N, D) along their principal axes, falling; all 0 where there is none.
+
+    The eigenvalues of the covariance over their sum (Jing et al. 2022, 2110.09348, look at them for collapse).
+    """
+    values = torch.linalg.eigvalsh(torch.cov(x.double().T).reshape(x.shape[1], -1)).flip(0).clamp(min=0)
+    shares: Tensor = values / values.sum().clamp(min=1e-300)
+    return shares
 
 
 def spread(x: Tensor) -> float:

@@ -9,13 +9,18 @@ from tqdm import tqdm
 
 from jepa.backbones import Encoder
 from jepa.data import Images
-from jepa.evaluation.features import Features, extract, pixels
+from jepa.evaluation.dimension import correlation_dimension
+from jepa.evaluation.features import Features, FeatureStore, extract, pixels
 from jepa.evaluation.geometry import rankme, spread
-from jepa.evaluation.probes import knn, linear_probe
+from jepa.evaluation.probes import few_labels, knn, linear_probe
 
 __all__ = ["judge", "online", "table"]
 
 ONLINE_BANK, UNLABELLED_BANK = 5000, 1000
+PIXEL_ROWS = 50_000  # training images whose raw pixels are fitted, 600 MB
+CLOUD = 10_000  # points of a correlation dimension
+NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100, 200)
+HEADLINE = 20  # neighbours
 TITLES = {
     "trained": "trained (target encoder)",
     "context": "trained (context encoder)",
@@ -28,37 +33,74 @@ def judge(
     encoders: dict[str, Encoder],
     train: tuple[Images, Tensor],
     test: tuple[Images, Tensor],
+    store: FeatureStore,
     workers: int = 0,
 ) -> dict[str, Any]:
     """Score encoders and raw pixels, fitted on train and scored on test; percentages, rounded to 0.01.
 
-    Each of `train` and `test` is images with the index of those to use; `workers` processes decode them.
+    Each of `train` and `test` is images with the index of those to use; features are kept in `store`; `workers`
+    processes decode the images. What needs more images than there are is left out of a row.
     """
     rows: dict[str, Any] = {}
-    with tqdm(total=len(encoders) + 1, unit="row", leave=False) as bar:
-        for name, encoder in encoders.items():
-            bar.set_description(f"judging {name}")
-            fit, score = (
-                extract(encoder, images, index, label="features", workers=workers) for images, index in (train, test)
-            )
-            rows[name] = _scores(fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
-            bar.update()
-        bar.set_description("judging raw pixels")
-        rows["pixels"] = _scores(*(pixels(images, index) for images, index in (train, test)))
-    return {
-        name: {key: round(value, 5 if key in ("spread", "penalty") else 2) for key, value in row.items()}
-        for name, row in rows.items()
-    }
+    for name, encoder in encoders.items():
+        fit, score = (
+            store.extract(name, encoder, images, index, f"{name}: features of {images.name}", workers)
+            for images, index in (train, test)
+        )
+        rows[name] = _scores(name, fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
+        rows[name] |= _dimension(name, score.x)
+    score = pixels(*test)
+    rows["pixels"] = _dimension("raw pixels", score.x)
+    if _labelled(train[0].labels, score.labels):
+        index = train[1][:: -(-len(train[1]) // PIXEL_ROWS)]
+        rows["pixels"] = _scores("raw pixels", pixels(train[0], index), score) | rows["pixels"]
+    return {name: {key: _rounded(key, value) for key, value in row.items()} for name, row in rows.items()}
 
 
-def _scores(train: Features, test: Features) -> dict[str, float]:
-    if train.labels is None or test.labels is None:
+def _labelled(train: Tensor | None, test: Tensor | None) -> bool:
+    """Whether there is something to fit to and to score by."""
+    return train is not None and test is not None and len(train.unique()) > 1
+
+
+def _dimension(name: str, x: Tensor) -> dict[str, float]:
+    """Correlation dimension of at most 10,000 points, with its error, where there is one."""
+    with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
+        found = correlation_dimension(x[:: -(-len(x) // CLOUD)])
+    return {"dimension": found.value, "dimension_error": found.error} if found else {}
+
+
+def _scores(name: str, train: Features, test: Features) -> dict[str, Any]:
+    """Score what needs labels, where both have them, a bar over the stages."""
+    if not _labelled(train.labels, test.labels):
         return {}
-    scores = {"knn": knn(train.x, train.labels, test.x, test.labels)}
-    scores["linear"], scores["penalty"] = linear_probe(train.x, train.labels, test.x, test.labels)
-    if train.last4 is not None and test.last4 is not None:
-        scores["linear_last4"], _ = linear_probe(train.last4, train.labels, test.last4, test.labels)
+    scores: dict[str, Any] = {}
+    with tqdm(total=5, unit="score", delay=3, leave=False) as bar:
+
+        def stage(what: str) -> None:
+            bar.set_description(f"{name}: {what}")
+            bar.update()
+
+        stage("nearest neighbours")
+        if counts := [k for k in NEIGHBOURS if k <= len(train.x)]:
+            scores["knn_by_neighbours"] = knn(train, test, counts)
+        if HEADLINE in counts:
+            scores["knn"] = scores["knn_by_neighbours"][HEADLINE]
+        stage("linear probe")
+        scores["linear"], scores["penalty"] = linear_probe(train, test)
+        stage("linear probe of the last four layers")
+        if train.last4 is not None:
+            scores["linear_last4"], _ = linear_probe(train, test, last4=True)
+        for key, share in (("linear_10pc", 0.1), ("linear_1pc", 0.01)):
+            stage(f"linear probe with {share:.0%} of the labels")
+            if (found := few_labels(train, test, share)) is not None:
+                scores[key] = found
     return scores
+
+
+def _rounded(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(each): round(part, 2) for each, part in value.items()}
+    return round(value, 5 if key in ("spread", "penalty") else 2)
 
 
 def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -67,21 +109,31 @@ def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> 
     train = extract(encoder, images, bank[:: -(-len(bank) // size)], False, "online evaluation")
     test = extract(encoder, images, held_out, False, "online evaluation") if len(held_out) else train
     result = {"spread": spread(train.x), "rankme": rankme(train.x)}
-    if train.labels is not None and test.labels is not None and len(held_out):
-        result["knn"] = knn(train.x, train.labels, test.x, test.labels)
+    labelled = train.labels is not None and len(train.labels.unique()) > 1
+    if labelled and len(held_out) and len(train.x) >= HEADLINE:
+        result["knn"] = knn(train, test, (HEADLINE,))[HEADLINE]
     return result
 
 
 def table(result: dict[str, Any]) -> str:
     """Lay out the rows of `judge` as text."""
-    columns = [("knn", "kNN"), ("linear", "linear"), ("linear_last4", "linear, last 4"), ("rankme", "RankMe")]
+    columns = [("knn", "kNN"), ("linear", "linear"), ("linear_last4", "last 4"), ("linear_10pc", "10 % labels")]
+    columns += [("linear_1pc", "1 % labels"), ("rankme", "RankMe"), ("dimension", "dimension")]
     columns = [(key, title) for key, title in columns if any(key in result.get(row, {}) for row in TITLES)]
     alone = {} if result.get("context") else {"trained": "trained"}  # without a teacher there is one encoder
     titles = TITLES | alone
     width = max(len(title) for title in titles.values())
-    lines = [" " * width + "".join(f"{title:>16}" for _, title in columns)]
+    lines = [" " * width + "".join(f"{title:>13}" for _, title in columns)]
     for name, title in titles.items():
         if result.get(name):
-            cells = [f"{result[name][key]:.1f}" if key in result[name] else "–" for key, _ in columns]
-            lines.append(f"{title:<{width}}" + "".join(f"{cell:>16}" for cell in cells))
+            cells = [_cell(result[name], key) for key, _ in columns]
+            lines.append(f"{title:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
     return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any], key: str) -> str:
+    """Write one figure of a row, with its error where it has one."""
+    if key not in row:
+        return "–"
+    error = f"{key}_error"
+    return f"{row[key]:.1f}" + (f" ± {row[error]:.1f}" if error in row else "")

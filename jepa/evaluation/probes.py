@@ -1,81 +1,102 @@
-"""Probes of frozen features: weighted k nearest neighbours and logistic regression, fitted on train, scored on test."""
+"""Probes of frozen features: weighted k nearest neighbours and linear classifiers, fitted on train, scored on test."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["knn", "linear_probe"]
+from jepa.config import InputError
+from jepa.evaluation.features import Features
+from jepa.evaluation.logistic import accuracy, fit_by_minibatches, fit_in_memory
 
-PENALTIES = (1e-1, 1e-2, 1e-3, 1e-4, 1e-5)
+__all__ = ["few_labels", "knn", "linear_probe"]
+
+IN_MEMORY = 2e9  # bytes of features, up to which a probe is fitted by LBFGS on all of them
+
+
+def labels_of(train: Features, test: Features) -> tuple[Tensor, Tensor]:
+    """Return the labels of both. Raises `InputError` where there are none, or where an image is in both."""
+    for each in (train, test):
+        if each.labels is None:
+            raise InputError(f"{each.source} has no labels, which a probe is fitted to and scored by")
+    if train.source == test.source and bool(torch.isin(test.rows, train.rows).any()):
+        raise InputError(
+            f"images of {train.source} are both fitted and scored on, which says nothing about new ones; take other "
+            "rows, or another split"
+        )
+    assert train.labels is not None
+    assert test.labels is not None
+    if int(train.labels.min()) == int(train.labels.max()):
+        raise InputError(f"all images of {train.source} have one label, so there is nothing to tell apart")
+    return train.labels, test.labels
+
+
+def num_classes(train_labels: Tensor, test_labels: Tensor) -> int:
+    """Count the classes, labels from 0."""
+    return int(max(train_labels.max(), test_labels.max())) + 1
 
 
 @torch.no_grad()
 def knn(
-    train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor, k: int = 20, temperature: float = 0.07
-) -> float:
-    """Accuracy in percent of weighted kNN (Wu et al. 2018; k of DINO) on features (N, D).
+    train: Features, test: Features, neighbours: Sequence[int] = (20,), temperature: float = 0.07
+) -> dict[int, float]:
+    """Accuracy in percent of weighted kNN (Wu et al. 2018; k of DINO) for each number of neighbours.
 
-    Features are centred on the train mean and L2-normalised; the k nearest by cosine vote with exp(cosine / T).
+    Features are centred on the train mean and L2-normalised; the k nearest by cosine vote with exp(cosine / T). All k
+    are counted in one pass. Raises `InputError` for a k that is more than the images to fit on.
     """
-    mean = train.mean(0)
-    bank = F.normalize(train - mean, dim=-1)
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    hits = 0
-    for queries, labels in zip(test.split(1000), test_labels.split(1000), strict=True):
-        similarity, nearest = (F.normalize(queries - mean, dim=-1) @ bank.T).topk(min(k, len(bank)), dim=-1)
-        votes = torch.zeros(len(queries), classes).scatter_add_(
-            1, train_labels[nearest], (similarity / temperature).exp()
-        )
-        hits += int((votes.argmax(-1) == labels).sum())
-    return 100 * hits / len(test)
+    train_labels, test_labels = labels_of(train, test)
+    if max(neighbours) > len(train.x):
+        raise InputError(f"{max(neighbours)} neighbours are asked for among {len(train.x)} images; ask for fewer")
+    mean = train.x.mean(0)
+    bank = F.normalize(train.x - mean, dim=-1)
+    classes = num_classes(train_labels, test_labels)
+    hits = dict.fromkeys(sorted(neighbours), 0)
+    for queries, labels in zip(test.x.split(1000), test_labels.split(1000), strict=True):
+        similarity, nearest = (F.normalize(queries - mean, dim=-1) @ bank.T).topk(max(neighbours), dim=-1)
+        weights, answers = (similarity / temperature).exp(), train_labels[nearest]
+        votes = torch.zeros(len(queries), classes)
+        counted = 0
+        for k in hits:
+            votes.scatter_add_(1, answers[:, counted:k], weights[:, counted:k])
+            hits[k] += int((votes.argmax(-1) == labels).sum())
+            counted = k
+    return {k: 100 * hits[k] / len(test.x) for k in neighbours}
 
 
-def linear_probe(train: Tensor, train_labels: Tensor, test: Tensor, test_labels: Tensor) -> tuple[float, float]:
-    """Accuracy in percent of a linear probe on features (N, D), and the penalty it chose.
+def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[float, float]:
+    """Accuracy in percent of a linear probe of the last layer, or of the last four, and the penalty that it chose.
 
-    Features are standardised on train; the L2 penalty is chosen on a tenth of train, then the probe is fitted on all of
-    it (LBFGS, full batch).
+    Features are standardised on train. Up to 2 GB of them, logistic regression is fitted by LBFGS, its L2 penalty
+    chosen on a part of train. What is more is fitted by minibatches, and what was chosen is a learning rate.
     """
-    mean, std = train.mean(0), train.std(0).clamp(min=1e-6)
-    train, test = (train - mean) / std, (test - mean) / std
-    classes = int(max(train_labels.max(), test_labels.max())) + 1
-    order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))
-    held, rest = order[: len(train) // 10], order[len(train) // 10 :]
-    fit_x, fit_y = train[rest], train_labels[rest]
-    held_x, held_y = train[held], train_labels[held]
-    best = (-1.0, PENALTIES[0])
-    weights = torch.zeros(train.shape[1] + 1, classes)
-    chosen = weights
-    for penalty in PENALTIES:  # from strong to weak, each starting from the last
-        weights = fit_logistic(fit_x, fit_y, weights, penalty)
-        score = accuracy(held_x, held_y, weights)
-        if score > best[0]:
-            best, chosen = (score, penalty), weights
-    weights = fit_logistic(train, train_labels, chosen, best[1])
-    return accuracy(test, test_labels, weights), best[1]
+    train_labels, test_labels = labels_of(train, test)
+    fit, score = (train.last4, test.last4) if last4 else (train.x, test.x)
+    assert fit is not None
+    assert score is not None
+    fits = fit.numel() * fit.element_size() <= IN_MEMORY
+    solve = fit_in_memory if fits else fit_by_minibatches
+    weights, chosen = solve(fit, train_labels, num_classes(train_labels, test_labels))
+    return accuracy(score, test_labels, weights), chosen
 
 
-def fit_logistic(x: Tensor, y: Tensor, start: Tensor, penalty: float) -> Tensor:
-    """Minimise mean cross-entropy + penalty/2 · |W|² from `start`; returns weights (D + 1, classes), bias last."""
-    with torch.enable_grad():
-        weights = start.clone().requires_grad_()
-        optimizer = torch.optim.LBFGS(
-            [weights], max_iter=100, history_size=10, tolerance_change=1e-7, line_search_fn="strong_wolfe"
-        )
+def few_labels(train: Features, test: Features, share: float) -> float | None:
+    """Accuracy in percent of the linear probe on a share of the train images, the same of every class.
 
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            logits = torch.addmm(weights[-1], x, weights[:-1])
-            loss = F.cross_entropy(logits, y) + penalty / 2 * weights[:-1].square().sum()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
-    return weights.detach()
-
-
-def accuracy(x: Tensor, y: Tensor, weights: Tensor) -> float:
-    """Percentage of rows whose largest logit is at their label."""
-    return 100 * float(((x @ weights[:-1] + weights[-1]).argmax(-1) == y).float().mean())
+    The draw is the same for all encoders. None where a class would get less than one image.
+    """
+    train_labels, _ = labels_of(train, test)
+    order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(0))
+    labels = train_labels[order]
+    picked = []
+    for label in labels.unique().tolist():
+        of_class = order[labels == label]
+        if round(share * len(of_class)) < 1:
+            return None
+        picked.append(of_class[: round(share * len(of_class))])
+    rows = torch.cat(picked)
+    few = Features(train.x[rows], train_labels[rows], train.rows[rows], train.source)
+    return linear_probe(few, test)[0]
