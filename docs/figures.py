@@ -1,6 +1,6 @@
 """Draw the figures of docs/what-is-a-jepa.md into docs/figures/: `python docs/figures.py`, about half a minute.
 
-Needs matplotlib (`pip install 'image-jepa[plots]'`) and, for its photo of a cat, scikit-image.
+Needs scikit-image, for its photo of a cat.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Draw docs/figures/fixations.png, the eye movements of docs/saccade-jepa.md: `python docs/saccade_figure.py`, seconds.
 
-Needs matplotlib (`pip install 'image-jepa[plots]'`) and, for its photo of a cat, scikit-image.
+Needs scikit-image, for its photo of a cat.
 """
 
 from __future__ import annotations

@@ -138,28 +138,89 @@ def _refuse_existing(path: Path) -> None:
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Judge a run and print the table: jepa evaluate RUN [--data SOURCE] [--json]."""
+    """Judge a run, print the table, write a page: jepa evaluate RUN [--data SOURCE] [--full] [--json]."""
 
     def command(
         run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
         data: str | None = None,
+        full: bool = False,
         json: bool = False,
     ) -> int:
         """Judge the frozen encoders of a run beside the same encoder untrained and raw pixels.
 
+        Writes evaluation.json and report.html, a page that needs nothing else, into the run folder.
+
         Args:
             run: The run folder.
             data: Judge on this source instead of the one it was trained on.
+            full: Also score PCA of pixels, k-means of patches, and the same network trained with labels for as many
+                steps, which takes as long as the run did.
             json: Print evaluation.json, which is written either way, and nothing else on standard output.
         """
-        from jepa.evaluate import evaluate as evaluate_run
-        from jepa.evaluate import report
+        from jepa.baselines import baselines
+        from jepa.evaluate import as_text, judge_subject
+        from jepa.report import write_report
+        from jepa.subject import Subject
 
-        result = evaluate_run(run, data)
-        print((run / "evaluation.json").read_text().rstrip() if json else report(result, run))
+        subject = Subject.open(run, data)
+        result = judge_subject(subject, baselines if full else None)
+        write_report(subject, result)
+        print((run / "evaluation.json").read_text().rstrip() if json else as_text(result, run))
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa evaluate")
+
+
+def plot(arguments: list[str]) -> int:
+    """Draw figures of a run: jepa plot RUN [masks|curves|attention|dimension|umap|spectrum|saccades]."""
+
+    def command(
+        run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")],
+        figure: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="FIGURE")] = None,
+        out: Path | None = None,
+        patch: tuple[int, int] | None = None,
+        data: str | None = None,
+    ) -> int:
+        """Draw one figure of a run, or all that it has, into its folder `figures`.
+
+        Args:
+            run: The run folder.
+            figure: masks, curves, attention, dimension, umap, spectrum or saccades; all without it.
+            out: Where the one figure is written instead; the ending says how: .png, .pdf, .svg.
+            patch: Whose attention is drawn: row and column, from 0; the middle by default.
+            data: Draw for the images of this source instead of the one it was trained on.
+        """
+        from jepa.figures import draw_into
+
+        for path in draw_into(run, figure, out, patch, data):
+            print(path)
+        return 0
+
+    return tyro.cli(command, args=arguments, prog="jepa plot")
+
+
+def compare(arguments: list[str]) -> int:
+    """Put judged runs side by side, seeds together: jepa compare RUN RUN ... [--figure FILE]."""
+
+    def command(
+        runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
+        figure: Path = Path("compare.png"),
+    ) -> int:
+        """Print a table of runs that 'jepa evaluate' has judged, and draw it.
+
+        Runs that differ by their seed alone are one row: mean and standard deviation.
+
+        Args:
+            runs: The run folders.
+            figure: Where the figure is written; the ending says how: .png, .pdf, .svg.
+        """
+        from jepa.compare import compare as compare_runs
+
+        print(compare_runs(runs, figure))
+        print(f"\nfigure: {figure}")
+        return 0
+
+    return tyro.cli(command, args=arguments, prog="jepa compare")
 
 
 def recipes(arguments: list[str]) -> int:
@@ -205,6 +266,8 @@ def data(arguments: list[str]) -> int:
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "evaluate": evaluate,
+    "plot": plot,
+    "compare": compare,
     "data": data,
     "recipes": recipes,
 }

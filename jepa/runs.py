@@ -107,7 +107,10 @@ class Run:
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run folder."""
-        text = json.dumps(values, indent=2) + "\n"
+        self.write_text(name, json.dumps(values, indent=2) + "\n")
+
+    def write_text(self, name: str, text: str) -> None:
+        """Write a text file of the run folder."""
         with self.writing():
             self._replace(self.path / name, lambda temporary: temporary.write_text(text))
 

@@ -8,7 +8,7 @@ import torch
 
 from jepa.config import DataConfig, InputError
 from jepa.data import Faults, Loader, open_dataset, step_order
-from jepa.evaluate import evaluate, report
+from jepa.evaluate import as_text, evaluate
 from jepa.train import train
 from tests.conftest import same_tensors, tiny_config
 from tests.zoo import BROKEN, photo, write_zoo
@@ -36,8 +36,8 @@ def test_a_zoo_trains_and_is_evaluated_and_the_broken_are_listed(zoo, tmp_path, 
     assert all(line.split(": ")[1] for line in listed)
     result = evaluate(run.path)
     assert {line.split(": ")[0] for line in result["unreadable"]} == BROKEN
-    assert "Left out: 6 images that cannot be read" in report(result, run.path)
-    assert "need labels" in report(result, run.path)
+    assert "Left out: 6 images that cannot be read" in as_text(result, run.path)
+    assert "need labels" in as_text(result, run.path)
 
 
 def test_too_many_broken_files_stop_the_run_by_name(zoo, tmp_path):

@@ -8,7 +8,7 @@ from torch import nn
 
 import jepa
 from jepa.config import ConvNetConfig, FixationConfig, SaccadeConfig, VICRegConfig
-from jepa.evaluate import evaluate, report
+from jepa.evaluate import as_text, evaluate
 from jepa.evaluation.foresight import Seen, foresight_table, rank, see, summarise
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
@@ -116,19 +116,16 @@ def test_evaluate_shows_what_the_predictor_foresees(tiny, tmp_path, predictor):
     lengths = found["lengths"]
     assert lengths == sorted(lengths)
     assert max(lengths) < 0.4 * 1.5 * 1.5
-    assert foresight_table(found) in report(result, run.path)
-    assert (run.path / "saccades.png").stat().st_size > 5000
+    assert foresight_table(found) in as_text(result, run.path)
     assert json.loads((run.path / "evaluation.json").read_text())["saccades"] == found
 
 
-def test_an_eye_that_only_turns_has_one_length_of_jump_and_no_figure(tiny, tmp_path):
+def test_an_eye_that_only_turns_has_one_length_of_jump(tiny, tmp_path):
     objective = SaccadeConfig(hidden=16, fixations=FixationConfig(field=0.6, shift=0, rotation=10))
     run = train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
-    (run.path / "saccades.png").touch()
     found = evaluate(run.path)["saccades"]
     assert found["lengths"] == [0.0]
     assert [len(errors) for errors in found["errors"].values()] == [1, 1, 1]
-    assert not (run.path / "saccades.png").exists()
 
 
 def test_too_few_images_to_move_the_eye_on_are_said(tiny, tmp_path):
@@ -138,8 +135,8 @@ def test_too_few_images_to_move_the_eye_on_are_said(tiny, tmp_path):
     write_parquet(tmp_path / "few" / "train-0.parquet", images, labels)
     result = evaluate(run.path, str(tmp_path / "few"))
     assert "saccades" not in result
-    assert "eye movements, which need 32 images to score on." in report(result, run.path)
-    assert "Left out: kNN, which needs 20 images to fit on: there are 16; " in report(result, run.path)
+    assert "eye movements, which need 32 images to score on" in as_text(result, run.path)
+    assert "Left out: kNN, which needs 20 images to fit on: there are 16; " in as_text(result, run.path)
 
 
 def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):
@@ -150,7 +147,7 @@ def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):
     assert "saccades" not in result
     assert "context" not in result
     assert jepa.load(str(tmp_path / "run")).embed(torch.rand(2, 3, 16, 16)).shape == (2, 512)
-    text = report(result, "RUN")
+    text = as_text(result, "RUN")
     assert "trained " in text
     assert "target encoder" not in text
 
@@ -158,4 +155,4 @@ def test_vicreg_is_judged_without_a_predictor(tiny, tmp_path):
 def test_the_sample_is_followed_by_a_fairer_test_of_the_same_method(tiny, tmp_path):
     result = evaluate(train(dataclasses.replace(tiny, name="saccade-demo"), tmp_path / "run").path)
     result["data"]["source"] = "sample"
-    assert report(result, "RUN").endswith("jepa train saccade-cifar10")
+    assert as_text(result, "RUN").endswith("jepa train saccade-cifar10")

@@ -14,9 +14,11 @@ LAYERS = [
     ["objectives"],
     ["evaluation"],
     ["runs", "recipes"],
+    ["subject"],
     ["monitor", "evaluate", "describe"],
     ["train"],
-    ["report", "explorer", "export"],
+    ["baselines", "figures"],
+    ["report", "compare", "explorer", "export"],
     ["cli"],
 ]
 LEVEL = {room: level for level, rooms in enumerate(LAYERS) for room in rooms}

@@ -13,7 +13,7 @@ import torch
 import jepa
 from jepa.config import Config, ConvNetConfig, EnergyConfig, IJepaConfig, InputError, MaskConfig, with_backbone
 from jepa.config_json import from_dict, to_dict
-from jepa.evaluate import evaluate, report
+from jepa.evaluate import as_text, evaluate
 from jepa.monitor import diagnose
 from jepa.recipes import RECIPES
 from jepa.runs import Run, fresh_objective
@@ -61,7 +61,7 @@ def test_an_energy_transformer_trains_and_shows_its_descent(tiny, tmp_path):
     assert energy["falling"] == 100
     assert energy["images"] == 40
     assert energy["total"][0] == pytest.approx(energy["attention"][0] + energy["hopfield"][0], abs=0.02)
-    assert "it falls at every step for 100 % of them" in report(result, run.path)
+    assert "it falls at every step for 100 % of them" in as_text(result, run.path)
     again = jepa.load(str(run.path))
     assert again.embed(torch.rand(2, 3, 16, 16)).shape == (2, 32)
     assert not again.training
@@ -213,7 +213,7 @@ def test_without_labels_what_needs_none_is_evaluated(tiny, tmp_path):
     assert result["trained"]["rankme"] > 1
     assert "which need labels" in result["left_out"]
     assert "no test split" in result["data"]["split"]
-    assert "Left out" in report(result, run.path)
+    assert "Left out" in as_text(result, run.path)
 
 
 def test_what_a_resumed_run_may_change(tiny, tmp_path):

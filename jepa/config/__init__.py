@@ -11,6 +11,7 @@ from jepa.config.errors import InputError, require, suggest
 from jepa.config.experiment import KINDS, Config, ObjectiveConfig, OptimConfig, with_backbone
 from jepa.config.ijepa import CropConfig, IJepaConfig, MaskConfig
 from jepa.config.saccade import FixationConfig, SaccadeConfig, VICRegConfig
+from jepa.config.supervised import SupervisedConfig
 
 __all__ = [
     "KINDS",
@@ -27,6 +28,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "SaccadeConfig",
+    "SupervisedConfig",
     "VICRegConfig",
     "ViTConfig",
     "parse_width",

@@ -11,6 +11,7 @@ from jepa.config.data import DataConfig
 from jepa.config.errors import require, suggest
 from jepa.config.ijepa import IJepaConfig
 from jepa.config.saccade import SaccadeConfig, VICRegConfig
+from jepa.config.supervised import SupervisedConfig
 
 __all__ = ["KINDS", "Config", "ObjectiveConfig", "OptimConfig", "with_backbone"]
 
@@ -46,10 +47,15 @@ class OptimConfig:
         require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
 
 
-ObjectiveConfig = IJepaConfig | SaccadeConfig | VICRegConfig
+ObjectiveConfig = IJepaConfig | SaccadeConfig | VICRegConfig | SupervisedConfig
 KINDS: dict[str, dict[str, type]] = {
     "backbone": {"vit": ViTConfig, "energy": EnergyConfig, "convnet": ConvNetConfig},
-    "objective": {"ijepa": IJepaConfig, "saccade": SaccadeConfig, "vicreg": VICRegConfig},
+    "objective": {
+        "ijepa": IJepaConfig,
+        "saccade": SaccadeConfig,
+        "vicreg": VICRegConfig,
+        "supervised": SupervisedConfig,
+    },
 }
 """What the `kind` of a part may be: add a backbone's or an objective's config here."""
 

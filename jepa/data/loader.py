@@ -28,7 +28,7 @@ class Batch:
     """Images on the device, as the loop hands them to an objective."""
 
     images: Tensor  # (B, C, H, W) uint8
-    labels: Tensor | None  # (B,), which no objective trains on
+    labels: Tensor | None  # (B,), which only the supervised baseline trains on
     rows: Tensor  # (B,) position in the global batch of the step
 
 

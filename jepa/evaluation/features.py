@@ -23,7 +23,7 @@ from jepa.views import as_float, resize
 
 __all__ = ["FeatureStore", "Features", "extract", "pixels"]
 
-BATCH = 250
+BATCH = 100
 PIXEL_SIDE = 32
 
 

@@ -6,7 +6,6 @@ told apart by what they show alone, and stand in a line of their own). With a wr
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any, NamedTuple, TypeGuard
 
 import torch
@@ -17,7 +16,7 @@ from jepa.objectives import Objective, Saccade
 from jepa.rng import Rng
 from jepa.saccades import Geometry
 
-__all__ = ["foresees", "foresight", "foresight_figure", "foresight_table"]
+__all__ = ["foresees", "foresight", "foresight_table"]
 
 COUNT, FIXATIONS, BATCH = 512, 32, 32  # images, fixations of an image, images at a time
 BINS = 5
@@ -135,21 +134,3 @@ def foresight_table(found: dict[str, Any]) -> str:
     titles = {"prediction": "error, told the movement", "shuffled": "told a wrong one", "no change": "of no change"}
     lines += [f"{title:<44}" + "".join(f"{x:>8.2f}" for x in found["errors"][name]) for name, title in titles.items()]
     return "\n".join(lines)
-
-
-def foresight_figure(found: dict[str, Any], path: Path) -> None:
-    """Draw the error against the length of the jump into a PNG; needs matplotlib."""
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(5, 3.2), layout="constrained")
-    axes = figure.subplots()
-    titles = {"prediction": "told the movement", "shuffled": "told a wrong movement", "no change": "no change foreseen"}
-    for (name, title), color in zip(titles.items(), ("#0072B2", "#D55E00", "#6A6A6A"), strict=True):
-        axes.plot(found["lengths"], found["errors"][name], color=color, marker="o", markersize=4, label=title)
-    axes.set(xlabel="length of the jump, sides of a view", ylabel="squared error / variance", ylim=(0, None))
-    right, wrong, chance = found["same image"]["top1"], found["shuffled"]["top1"], 100 / found["fixations"]
-    told = f"told the movement {right:.0f} %, a wrong one {wrong:.0f} %, chance {chance:.0f} %"
-    axes.set_title(f"Found among {found['fixations']} fixations of an image:\n{told}", fontsize="small")
-    axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside upper center", ncols=3, frameon=False, fontsize="small", columnspacing=1.2)
-    figure.savefig(path, dpi=150)

@@ -14,7 +14,7 @@ from jepa.evaluation.features import Features, FeatureStore, extract, pixels
 from jepa.evaluation.geometry import rankme, spread
 from jepa.evaluation.probes import few_labels, knn, linear_probe
 
-__all__ = ["judge", "online", "table"]
+__all__ = ["COLUMNS", "PIXEL_ROWS", "judge", "labelled", "online", "score", "table", "titles_of"]
 
 ONLINE_BANK, UNLABELLED_BANK = 5000, 1000
 PIXEL_ROWS = 50_000  # training images whose raw pixels are fitted, 600 MB
@@ -26,6 +26,18 @@ TITLES = {
     "context": "trained (context encoder)",
     "untrained": "untrained, same encoder",
     "pixels": "raw pixels",
+    "pca": "PCA of pixels",
+    "patches": "k-means of patches",
+    "supervised": "the same, trained with labels",
+}
+COLUMNS = {
+    "knn": "kNN",
+    "linear": "linear",
+    "linear_last4": "last 4",
+    "linear_10pc": "10 % labels",
+    "linear_1pc": "1 % labels",
+    "rankme": "RankMe",
+    "dimension": "dimension",
 }
 
 
@@ -43,41 +55,46 @@ def judge(
     """
     rows: dict[str, Any] = {}
     for name, encoder in encoders.items():
-        fit, score = (
+        fitted, scored = (
             store.extract(name, encoder, images, index, f"{name}: features of {images.name}", workers)
             for images, index in (train, test)
         )
-        rows[name] = _scores(name, fit, score) | {"rankme": rankme(score.x), "spread": spread(score.x)}
-        rows[name] |= _dimension(name, score.x)
-    score = pixels(*test)
-    rows["pixels"] = _dimension("raw pixels", score.x)
-    if _labelled(train[0].labels, score.labels):
-        index = train[1][:: -(-len(train[1]) // PIXEL_ROWS)]
-        rows["pixels"] = _scores("raw pixels", pixels(train[0], index), score) | rows["pixels"]
-    return {name: {key: _rounded(key, value) for key, value in row.items()} for name, row in rows.items()}
+        shape = {"rankme": round(rankme(scored.x), 2), "spread": round(spread(scored.x), 5)}
+        rows[name] = score(name, fitted, scored) | shape
+    scored = pixels(*test)
+    index = train[1][:: -(-len(train[1]) // PIXEL_ROWS)]
+    fitted = pixels(train[0], index) if labelled(train[0], test[0]) else scored
+    rows["pixels"] = score("raw pixels", fitted, scored)
+    return rows
 
 
-def _labelled(train: Tensor | None, test: Tensor | None) -> bool:
-    """Whether there is something to fit to and to score by."""
-    return train is not None and test is not None and len(train.unique()) > 1
+def labelled(train: Images, test: Images) -> bool:
+    """Say whether there are classes to fit to and labels to score by."""
+    return train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1
 
 
-def _dimension(name: str, x: Tensor) -> dict[str, float]:
-    """Correlation dimension of at most 10,000 points, with its error, where there is one."""
+def score(name: str, train: Features, test: Features) -> dict[str, Any]:
+    """Score features by what needs labels, where both have them, and by their dimension: a row of the table.
+
+    `name` is shown on the progress bar. What there are too few images for is left out.
+    """
+    row = _scores(name, train, test)
     with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
-        found = correlation_dimension(x[:: -(-len(x) // CLOUD)])
-    return {"dimension": found.value, "dimension_error": found.error} if found else {}
+        found = correlation_dimension(test.x[:: -(-len(test.x) // CLOUD)])
+    if found:
+        row |= {"dimension": found.value, "dimension_error": found.error}
+    return {key: _rounded(key, value) for key, value in row.items()}
 
 
 def _scores(name: str, train: Features, test: Features) -> dict[str, Any]:
     """Score what needs labels, where both have them, a bar over the stages."""
-    if not _labelled(train.labels, test.labels):
+    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
         return {}
     scores: dict[str, Any] = {}
     with tqdm(total=5, unit="score", delay=3, leave=False) as bar:
 
         def stage(what: str) -> None:
-            bar.set_description(f"{name}: {what}")
+            bar.set_description(f"{name}: {what}", refresh=False)
             bar.update()
 
         stage("nearest neighbours")
@@ -100,7 +117,7 @@ def _scores(name: str, train: Features, test: Features) -> dict[str, Any]:
 def _rounded(key: str, value: Any) -> Any:
     if isinstance(value, dict):
         return {str(each): round(part, 2) for each, part in value.items()}
-    return round(value, 5 if key in ("spread", "penalty") else 2)
+    return round(value, 5 if key == "penalty" else 2)
 
 
 def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> dict[str, float]:
@@ -115,13 +132,15 @@ def online(encoder: Encoder, images: Images, bank: Tensor, held_out: Tensor) -> 
     return result
 
 
+def titles_of(result: dict[str, Any]) -> dict[str, str]:
+    """Name the rows of a result; without a teacher there is one encoder."""
+    return TITLES if result.get("context") else TITLES | {"trained": "trained"}
+
+
 def table(result: dict[str, Any]) -> str:
     """Lay out the rows of `judge` as text."""
-    columns = [("knn", "kNN"), ("linear", "linear"), ("linear_last4", "last 4"), ("linear_10pc", "10 % labels")]
-    columns += [("linear_1pc", "1 % labels"), ("rankme", "RankMe"), ("dimension", "dimension")]
-    columns = [(key, title) for key, title in columns if any(key in result.get(row, {}) for row in TITLES)]
-    alone = {} if result.get("context") else {"trained": "trained"}  # without a teacher there is one encoder
-    titles = TITLES | alone
+    columns = [(key, title) for key, title in COLUMNS.items() if any(key in result.get(row, {}) for row in TITLES)]
+    titles = titles_of(result)
     width = max(len(title) for title in titles.values())
     lines = [" " * width + "".join(f"{title:>13}" for _, title in columns)]
     for name, title in titles.items():

@@ -59,11 +59,11 @@ def choose_penalty(x: Tensor, y: Tensor, classes: int) -> tuple[float, Tensor]:
     tenths = order.tensor_split(10)
     folds = min(MAX_FOLDS, math.ceil(HELD_OUT / max(len(tenths[0]), 1)))
     splits = [(torch.cat([*tenths[:fold], *tenths[fold + 1 :]]), tenths[fold]) for fold in range(folds)]
-    parts = [(x[rest], y[rest], x[held], y[held]) for rest, held in splits]
+    parts = [(x[rest], y[rest], x[held], y[held], moments(x[rest])) for rest, held in splits]
     weights = [x.new_zeros(classes, x.shape[1] + 1) for _ in parts]
     best, chosen, start = -1.0, PENALTIES[0], weights[0]
     for penalty in PENALTIES:
-        weights = [fit_logistic(part[0], part[1], last, penalty) for part, last in zip(parts, weights, strict=True)]
+        weights = [fit_logistic(*part[:2], last, penalty, part[4]) for part, last in zip(parts, weights, strict=True)]
         score = sum(accuracy(part[2], part[3], fitted) for part, fitted in zip(parts, weights, strict=True))
         if score > best:  # the strongest of equals
             best, chosen, start = score, penalty, weights[0]
@@ -83,9 +83,9 @@ class Preconditioner:
     inverse: Tensor  # (D, D)
 
     @classmethod
-    def of(cls, x: Tensor, penalty: float) -> Preconditioner:
-        """Take it for features (N, D)."""
-        curvature = CURVATURE * (x.T @ x) / len(x)
+    def of(cls, second: Tensor, penalty: float) -> Preconditioner:
+        """Take it for features with these second moments (D, D)."""
+        curvature = CURVATURE * second
         curvature.diagonal().add_(penalty + 1e-6 * float(curvature.diagonal().mean()))
         factor = torch.linalg.cholesky(curvature)
         return cls(factor, torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False))
@@ -103,10 +103,18 @@ class Preconditioner:
         return torch.cat([kernel @ self.inverse.T, bias / CURVATURE**0.5], -1)
 
 
+def moments(x: Tensor) -> Tensor:
+    """Second moments (D, D) of features (N, D)."""
+    return x.T @ x / len(x)
+
+
 @torch.no_grad()
-def fit_logistic(x: Tensor, y: Tensor, start: Tensor, penalty: float) -> Tensor:
-    """Minimise mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1), by preconditioned LBFGS."""
-    change = Preconditioner.of(x, penalty)
+def fit_logistic(x: Tensor, y: Tensor, start: Tensor, penalty: float, second: Tensor | None = None) -> Tensor:
+    """Minimise mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1), by preconditioned LBFGS.
+
+    `second` are the second moments of x, where they are known.
+    """
+    change = Preconditioner.of(moments(x) if second is None else second, penalty)
     answers = F.one_hot(y, len(start)).float()
     variables = change.to_variables(start)
     optimizer = torch.optim.LBFGS(

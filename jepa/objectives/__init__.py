@@ -2,18 +2,20 @@
 
 from collections.abc import Callable
 
-from jepa.config import Config, IJepaConfig, SaccadeConfig, VICRegConfig
+from jepa.config import Config, IJepaConfig, SaccadeConfig, SupervisedConfig, VICRegConfig
 from jepa.objectives.base import Objective
 from jepa.objectives.ijepa import IJepa
 from jepa.objectives.saccade import Saccade
+from jepa.objectives.supervised import Supervised
 from jepa.objectives.vicreg import VICReg
 
-__all__ = ["OBJECTIVES", "IJepa", "Objective", "Saccade", "VICReg", "build_objective"]
+__all__ = ["OBJECTIVES", "IJepa", "Objective", "Saccade", "Supervised", "VICReg", "build_objective"]
 
 OBJECTIVES: dict[type, Callable[[Config], Objective]] = {
     IJepaConfig: IJepa,
     SaccadeConfig: Saccade,
     VICRegConfig: VICReg,
+    SupervisedConfig: Supervised,
 }
 
 
