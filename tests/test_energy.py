@@ -69,7 +69,8 @@ def test_the_gradient_is_that_of_the_energy(situation):
         pairs = trunk.pairs(x.to(dtype), valid)
         g = trunk.norm(x.to(dtype)).detach()
         wanted = torch.func.grad(energy)(g)
-        assert (trunk.gradient(g, pairs) - wanted).norm() <= tolerance * wanted.norm()
+        scale = wanted.norm() + 0.01 * g.norm()  # terms may cancel, and leave what their rounding is
+        assert (trunk.gradient(g, pairs) - wanted).norm() <= tolerance * scale
 
 
 def slow_energy(trunk: EnergyTrunk, g: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
