@@ -32,7 +32,7 @@ def planted(count: int, seed: int) -> Features:
     world, draw = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -1.5, WIDTH)
     mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=world))[0]
-    centres = 0.6 * torch.randn(CLASSES, WIDTH, generator=world)
+    centres = 0.15 * torch.randn(CLASSES, WIDTH, generator=world)
     labels = torch.randint(CLASSES, (count,), generator=draw)
     x = (centres[labels] + torch.randn(count, WIDTH, generator=draw)) * scales @ mix
     return Features(x, labels, torch.arange(count), f"planted {seed}")

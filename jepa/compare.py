@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from jepa.config import InputError, require
 from jepa.config_json import flat
 from jepa.evaluation import COLUMNS
-from jepa.figures import writable
+from jepa.figures import save, writable
 from jepa.figures.style import CLASSES, GREY, STYLE, canvas
 from jepa.runs import Run
 
@@ -52,20 +52,24 @@ def compare(paths: Sequence[Path], figure: Path) -> str:
     with matplotlib.rc_context(STYLE):
         drawn = draw(groups)
         figure.parent.mkdir(parents=True, exist_ok=True)
-        drawn.savefig(figure)
+        save(drawn, figure)
     return table(groups)
 
 
 def gather(paths: Sequence[Path]) -> list[Group]:
     """Open runs and group them by config."""
     groups: dict[str, Group] = {}
-    for path in paths:
+    for path in {path.resolve(): path for path in paths}.values():  # a run counts once
         run = Run.open(path)
         file = run.path / "evaluation.json"
         if not file.is_file():
             raise InputError(f"{path} was not judged yet: 'jepa evaluate {path}' does that")
-        result = json.loads(file.read_text())
-        settings = flat(run.config) | {"seed": None, "judged on": result["data"]}
+        try:
+            result = json.loads(file.read_text())
+            settings = flat(run.config) | {"seed": None, "judged on": result["data"]}
+            result["trained"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise InputError(f"{file} is damaged; 'jepa evaluate {path}' writes it again") from error
         group = groups.setdefault(json.dumps(settings, sort_keys=True), Group("", [], []))
         group.runs.append(run)
         group.results.append(result)
@@ -77,11 +81,13 @@ def gather(paths: Sequence[Path]) -> list[Group]:
 
 def names(groups: list[Group]) -> list[str]:
     """Name groups by experiment, and by the settings in which those of one name differ."""
-    configs = [flat(group.runs[0].config) for group in groups]
+    configs = [
+        flat(group.runs[0].config) | {"judged on": group.results[0]["data"]["source"], "seed": None} for group in groups
+    ]
     found = []
     for config in configs:
         alike = [other for other in configs if other["name"] == config["name"]]
-        keys = sorted({key for other in alike for key in other} - {"seed"})
+        keys = sorted({key for other in alike for key in other} - {"data.mean", "data.std"})
         differ = [key for key in keys if any(other.get(key) != config.get(key) for other in alike)]
         told = ", ".join(f"{key} {config[key]}" for key in differ[:3] if key in config)
         found.append(config["name"] + (f" ({told})" if told else ""))
@@ -129,12 +135,14 @@ def draw(groups: list[Group]) -> Figure:
 def draw_scores(axes: Axes, groups: list[Group], key: str) -> None:
     """Draw a score of every run, that of the untrained encoder hollow."""
     for place, (group, color) in enumerate(zip(groups, colors(groups), strict=True)):
-        for row, edge, face in (("untrained", GREY, "none"), ("trained", color, color)):
+        for row, edge, face, size in (("trained", color, color, 4), ("untrained", GREY, "none", 7)):
             values = [result[row][key] for result in group.results if key in result.get(row, {})]
-            axes.plot(values, [place] * len(values), "o", color=edge, markerfacecolor=face)
+            axes.plot(values, [place] * len(values), "o", color=edge, markerfacecolor=face, markersize=size)
     axes.set_yticks(range(len(groups)), [group.name for group in groups])
     axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel=COLUMNS[key] + (", %" if key in SHOWN else ""))
     axes.grid(axis="x", linewidth=0.4)
+    if key in SHOWN:
+        axes.set_xlim(right=min(100.5, axes.get_xlim()[1]))
     axes.set_title("filled: trained, hollow: untrained" if key in ("knn", "rankme") else "")
 
 

@@ -78,6 +78,9 @@ def _left_out(subject: Subject, rows: dict[str, Any], full: bool) -> str:
         left_out.append(f"kNN and linear probes{also}, which need {why}")
     elif "knn" not in rows["trained"]:
         left_out.append(f"kNN, which needs {HEADLINE} images to fit on: there are {len(train[1])}")
+    for share, key in (("10 %", "linear_10pc"), ("1 %", "linear_1pc")):
+        if "linear" in rows["trained"] and key not in rows["trained"]:
+            left_out.append(f"the probe with {share} of the labels, which is less than an image of some class")
     if foresees(subject.objective) and not subject.foresight:
         left_out.append("eye movements, which need 32 images to score on")
     if "dimension" not in rows["trained"]:

@@ -14,13 +14,14 @@ from tqdm import tqdm
 
 from jepa.config import InputError
 from jepa.config_json import to_dict
-from jepa.evaluation import COLUMNS, titles_of
-from jepa.figures import draw, film
+from jepa.evaluation import COLUMNS, FORESEEN, titles_of
+from jepa.figures import draw, film, save
 from jepa.subject import Subject
 
 __all__ = ["verdict", "write_report"]
 
 FILM = "The outlined patch sweeps over the images; below, the mean attention of the last layer."
+FEW, CEILING = 500, 95.0  # scored images; percent that leaves nothing to learn
 CLEAR = 2.0  # points over the untrained encoder that no choice of seed explains away
 STYLE = """
 :root { color: #222; background: #fff; font: 16px/1.5 system-ui, sans-serif }
@@ -33,7 +34,7 @@ table { border-collapse: collapse; width: 100%; margin-bottom: 1rem }
 table { font-size: 0.9rem; font-variant-numeric: tabular-nums }
 th, td { padding: 0.25rem 0.45rem; text-align: right; border-bottom: 1px solid #ddd }
 td { white-space: nowrap } thead th { vertical-align: bottom }
-th:first-child, td:first-child { text-align: left; padding-left: 0 }
+th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff }
 .best { font-weight: 700 }
 figure { margin: 0.5rem 0 } figure img { width: 100%; min-width: 34rem; height: auto; display: block }
 figure img.film { width: auto; min-width: 0; max-width: 100% }
@@ -59,7 +60,7 @@ SECTIONS = {
     "attention": (
         "Where a patch looks",
         "Attention of the outlined patch, averaged over heads, each map from 0 to its largest weight; rollout follows "
-        "it through all layers. Entropy: 1 looks at all patches alike, 0 at one.",
+        "it through all layers (steps, of an Energy Transformer). Entropy: 1 looks at all patches alike, 0 at one.",
     ),
     "dimension": (
         "Correlation dimension",
@@ -112,29 +113,34 @@ def write_report(subject: Subject, result: dict[str, Any]) -> Path:
 def verdict(result: dict[str, Any]) -> str:
     """Say in a sentence whether a run learned anything, by its scores beside those of the untrained encoder."""
     trained, untrained = result["trained"], result["untrained"]
-    gains = {
-        name: trained[key] - untrained[key]
-        for key, name in (("knn", "kNN"), ("linear", "linear probe"))
-        if key in trained
-    }
+    judged = {"kNN": "knn", "linear probe": "linear"}
+    gains = {name: trained[key] - untrained[key] for name, key in judged.items() if key in trained}
     if not gains:
         return (
             "Without labels nothing here proves that it learned; what can be said is that the features use "
             f"{trained['rankme']:.1f} directions (RankMe), the untrained ones {untrained['rankme']:.1f}."
         )
+    images = result["data"]["test"]
+    doubt = f" {images} images decide little." if images < FEW else ""
+    if all(untrained[judged[name]] > CEILING for name in gains):
+        return f"The untrained encoder tells these classes apart already, so they cannot show what it learned.{doubt}"
+    pixels = result.get("pixels", {})
+    better = [name for name in gains if pixels.get(judged[name], 0) > trained[judged[name]]]
+    doubt = (f" Raw pixels are better ({' and '.join(better)})." if better else "") + doubt
     told = " and ".join(f"{name} {gain:+.1f} points" for name, gain in gains.items())
     if all(gain >= CLEAR for gain in gains.values()):
-        return f"It learned: {told} beside the same encoder untrained."
+        return f"It learned: {told} beside the same encoder untrained.{doubt}"
     if any(gain >= CLEAR for gain in gains.values()):
-        return f"It learned in part: {told} beside the same encoder untrained."
-    return f"It did not learn what tells these classes apart: {told} beside the same encoder untrained."
+        return f"It learned in part: {told} beside the same encoder untrained.{doubt}"
+    return f"It did not learn what tells these classes apart: {told} beside the same encoder untrained.{doubt}"
 
 
 def heading(subject: Subject, result: dict[str, Any]) -> str:
     """Name the run and say the most important."""
     data = result["data"]
+    config = subject.config
     facts = (
-        f"{subject.config.objective.kind} with a {subject.config.backbone.kind}, step {result['step']:,} of "
+        f"objective {config.objective.kind}, backbone {config.backbone.kind}, step {result['step']:,} of "
         f"{result['steps']:,}, trained in {result['train_seconds'] / 60:.0f} min on {data['source']}; fitted on "
         f"{data['train']:,} and scored on {data['test']:,} images ({data['split']})"
     )
@@ -168,8 +174,14 @@ def scores(result: dict[str, Any]) -> str:
         counts = list(next(iter(by.values())))
         body = [[rows[row], *(f"<td>{values.get(k, 0):.1f}</td>" for k in counts)] for row, values in by.items()]
         parts.append(html_table(["kNN, by neighbours", *counts], body))
+    if seen := result.get("saccades"):
+        body = [
+            [title, f"<td>{seen[key]['top1']:.1f}</td>", f"<td>{seen[key]['mrr']:.2f}</td>"]
+            for key, title in FORESEEN.items()
+        ]
+        parts.append(html_table([f"the view after a movement, among {seen['fixations']}", "top-1, %", "MRR"], body))
     notes = "; ".join(f"{name}: {what}" for name, what in result["protocol"].items())
-    return "\n".join([*parts, f"<figcaption>{escape(notes)}.</figcaption>"])
+    return "\n".join([*parts, f"<figcaption>Strong: the best of a column. {escape(notes)}.</figcaption>"])
 
 
 def html_table(head: list[str], rows: list[list[str]]) -> str:
@@ -182,7 +194,7 @@ def html_table(head: list[str], rows: list[list[str]]) -> str:
 def embed(figure: Figure) -> str:
     """Turn a figure into the text of a PNG."""
     buffer = io.BytesIO()
-    figure.savefig(buffer, format="png")
+    save(figure, buffer)
     return base64.b64encode(buffer.getvalue()).decode()
 
 

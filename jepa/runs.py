@@ -80,7 +80,9 @@ class Run:
         """Read a checkpoint's tensors and facts."""
         path = self.checkpoint(name)
         if not path.is_file():
-            raise InputError(f"{self.path} has no checkpoint {path.name} yet; the run ended before its first one")
+            others = ", ".join(sorted(other.name for other in path.parent.glob("*.safetensors")))
+            rest = f"{others} lies there" if others else "the run ended before its first one"
+            raise InputError(f"{self.path} has no checkpoint {path.name}; {rest}")
         return read_checkpoint(path)
 
     def log(self, record: dict[str, Any]) -> None:
@@ -187,7 +189,11 @@ def unpack(
 
 
 def fresh_objective(config: Config) -> Objective:
-    """Build the objective with the weights that a run of this config starts from."""
+    """Build the objective with the weights that a run of this config starts from. Raises `InputError`."""
+    if config.data.mean is None:
+        raise InputError(
+            "config.json has no data.mean and data.std, which training writes into it: it is not that of a trained run"
+        )
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
         torch.manual_seed(config.seed)
         return build_objective(config)

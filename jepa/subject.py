@@ -112,6 +112,8 @@ def _splits(data: DataConfig, cache: Path) -> tuple[tuple[Images, Tensor], tuple
     train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
     if test is not None:
+        if len(test) < 2:
+            raise InputError(f"{data.source} has {len(test)} test image, too few to score on; give two or more")
         return (train, torch.arange(len(train))), (test, torch.arange(len(test))), "train to test"
     fit, score = split_holdout(len(train), TEST_SHARE)
     if len(score) < 2:

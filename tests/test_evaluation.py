@@ -9,7 +9,7 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from jepa.config import InputError
 from jepa.evaluation import Features, few_labels, knn, linear_probe, probes, rankme, spectrum, spread, table
-from jepa.evaluation.logistic import accuracy, fit_logistic
+from jepa.evaluation.logistic import accuracy, fit_logistic, standard
 
 
 def features(x: torch.Tensor, labels: torch.Tensor, split: str) -> Features:
@@ -129,3 +129,33 @@ def test_table_has_a_row_for_everything_judged():
         "raw pixels",
     ]
     assert "51.2" in text
+
+
+def test_what_is_asked_wrongly_is_said():
+    train, test = planted(100, 8, 3, 2.0, 0), planted(50, 8, 3, 2.0, 1)
+    for wrong in ((0,), ()):
+        with pytest.raises(InputError, match="numbers above 0"):
+            knn(train, test, wrong)
+    with pytest.raises(InputError, match="widths 8 and 7"):
+        knn(train, replace(test, x=test.x[:, :7]))
+    with pytest.raises(InputError, match="last four layers"):
+        linear_probe(train, test, last4=True)
+    broken = train.x.clone()
+    broken[3, 2] = torch.nan
+    for measure in (rankme, spectrum, lambda x: knn(replace(train, x=x), test)):
+        with pytest.raises(InputError, match="NaN or infinite"):
+            measure(broken)
+    with pytest.raises(InputError, match="two images or more"):
+        spectrum(train.x[:1])
+
+
+def test_few_rows_of_many_features_are_fitted_as_well():
+    train, test = planted(60, 300, 3, 2.0, 0), planted(500, 300, 3, 2.0, 1)
+    reference = LogisticRegression(C=1 / (1e-3 * 60), max_iter=5000, tol=1e-8)
+    mean, std = standard(train.x)
+    reference.fit((train.x - mean) / std, train.labels)
+    theirs = 100 * reference.score((test.x - mean) / std, test.labels)
+    found, _ = linear_probe(train, test)
+    assert abs(found - theirs) < 5
+    tiny = planted(5, 4, 2, 9.0, 0)
+    assert linear_probe(tiny, planted(50, 4, 2, 9.0, 1))[0] >= 50

@@ -83,7 +83,7 @@ def test_a_patch_outside_of_the_grid_is_refused(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plot", str(run), "attention", "--patch", "4", "0"])
     assert stop.value.code == 2
-    assert "row below 4" in capsys.readouterr().err
+    assert "a row of 0 to 3" in capsys.readouterr().err
 
 
 def test_plot_writes_what_there_is(tiny, tmp_path, capsys):
@@ -122,8 +122,17 @@ def test_a_run_without_labels_has_a_page(tiny, tmp_path):
     ("knn", "linear", "told"), [(50, 50, "It learned:"), (50, 39, "in part"), (41, 39, "did not learn")]
 )
 def test_the_verdict_asks_for_more_than_the_untrained_encoder_has(knn, linear, told):
-    found = {"trained": {"knn": knn, "linear": linear}, "untrained": {"knn": 40.0, "linear": 40.0}}
+    found = {
+        "trained": {"knn": knn, "linear": linear},
+        "untrained": {"knn": 40.0, "linear": 40.0},
+        "pixels": {"knn": 45.0, "linear": 60.0},
+        "data": {"test": 300},
+    }
     assert told in verdict(found)
+    assert ("Raw pixels are better (kNN and linear probe)" in verdict(found)) == (knn < 45)
+    assert "300 images decide little" in verdict(found)
+    found["untrained"] = {"knn": 97.0, "linear": 99.0}
+    assert "tells these classes apart already" in verdict(found)
 
 
 def test_vicreg_shows_the_fixations_without_a_prediction(tiny, tmp_path):
@@ -147,6 +156,7 @@ def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     out = capsys.readouterr().out
     groups = gather([tmp_path / name for name in "abc"])
     assert [group.name for group in groups] == ["tiny (steps 6)", "tiny (steps 3)"]
+    assert len(gather([tmp_path / "a", tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
     assert table(groups) in out
     values = [result["trained"]["knn"] for result in groups[0].results]
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in out

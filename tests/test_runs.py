@@ -31,7 +31,7 @@ def test_what_is_not_a_run(tmp_path):
         Run.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is not a run folder"):
         Run.open(tmp_path)
-    with pytest.raises(InputError, match=r"no checkpoint last.safetensors yet"):
+    with pytest.raises(InputError, match=r"no checkpoint last.safetensors"):
         Run.create(tmp_path / "run", Config()).load()
 
 

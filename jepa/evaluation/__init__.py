@@ -4,7 +4,7 @@ from jepa.evaluation.attention import attention, entropy, rollout
 from jepa.evaluation.descent import descent, descent_table
 from jepa.evaluation.dimension import Dimension, correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, extract, pixels
-from jepa.evaluation.foresight import foresees, foresight, foresight_table
+from jepa.evaluation.foresight import FORESEEN, foresees, foresight, foresight_table
 from jepa.evaluation.geometry import rankme, spectrum, spread
 from jepa.evaluation.judge import COLUMNS, HEADLINE, PIXEL_ROWS, judge, labelled, online, score, table, titles_of
 from jepa.evaluation.patches import PatchDictionary, principal_features
@@ -13,6 +13,7 @@ from jepa.evaluation.projection import Projection, principal_axes, project
 
 __all__ = [
     "COLUMNS",
+    "FORESEEN",
     "HEADLINE",
     "PIXEL_ROWS",
     "Dimension",

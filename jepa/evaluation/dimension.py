@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from jepa.evaluation.geometry import numbers
+
 __all__ = ["Dimension", "correlation_dimension"]
 
 GROUPS = 20  # of points, for the error: each is left out once
@@ -47,7 +49,7 @@ def correlation_dimension(x: Tensor) -> Dimension | None:
     whose slopes such a line meets. A cloud with hard edges (a cube) reads lower by more than the error, up to 7 %.
     Memory grows with N, time with N².
     """
-    if len(x) < MINIMUM:
+    if len(numbers(x)) < MINIMUM:
         return None
     touching, counts, scale = count_pairs(x)
     duplicates = int(counts[0])

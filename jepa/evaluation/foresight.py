@@ -16,10 +16,15 @@ from jepa.objectives import Objective, Saccade
 from jepa.rng import Rng
 from jepa.saccades import Geometry
 
-__all__ = ["foresees", "foresight", "foresight_table"]
+__all__ = ["FORESEEN", "foresees", "foresight", "foresight_table"]
 
 COUNT, FIXATIONS, BATCH = 512, 32, 32  # images, fixations of an image, images at a time
 BINS = 5
+FORESEEN = {
+    "same image": "of the same image, told the movement",
+    "shuffled": "of the same image, told a wrong movement",
+    "across": "of as many images, told the movement",
+}
 
 
 class Seen(NamedTuple):
@@ -123,12 +128,7 @@ def foresight_table(found: dict[str, Any]) -> str:
     """Lay `foresight` out as text."""
     chance = sum(1 / r for r in range(1, found["fixations"] + 1)) / found["fixations"]
     lines = [f"{'':<44}{'top-1':>8}{'MRR':>8}"]
-    titles = {
-        "same image": "of the same image, told the movement",
-        "shuffled": "of the same image, told a wrong movement",
-        "across": "of as many images, told the movement",
-    }
-    lines += [f"{title:<44}{found[name]['top1']:>8.1f}{found[name]['mrr']:>8.2f}" for name, title in titles.items()]
+    lines += [f"{title:<44}{found[name]['top1']:>8.1f}{found[name]['mrr']:>8.2f}" for name, title in FORESEEN.items()]
     lines += [f"{'chance':<44}{100 / found['fixations']:>8.1f}{chance:>8.2f}", ""]
     lines += [f"{'length of the jump, sides of a view':<44}" + "".join(f"{x:>8.2f}" for x in found["lengths"])]
     titles = {"prediction": "error, told the movement", "shuffled": "told a wrong one", "no change": "of no change"}

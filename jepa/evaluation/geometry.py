@@ -6,7 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["rankme", "spectrum", "spread"]
+from jepa.config import InputError
+
+__all__ = ["numbers", "rankme", "spectrum", "spread"]
+
+
+def numbers(x: Tensor) -> Tensor:
+    """Return features (N, D), two or more. Raises `InputError` where they are not that, or not all numbers."""
+    if x.ndim != 2 or len(x) < 2:
+        raise InputError(f"features of shape {tuple(x.shape)} are given; it takes (N, D) of two images or more")
+    if not bool(x.isfinite().all()):
+        raise InputError(
+            "these features hold NaN or infinite values; judge an earlier checkpoint, or leave those rows out"
+        )
+    return x
 
 
 def rankme(x: Tensor) -> float:
@@ -14,7 +27,7 @@ def rankme(x: Tensor) -> float:
 
     Garrido et al. 2023 (2210.02885), equation 1. From 1 (collapsed) to D.
     """
-    singular = torch.linalg.svdvals(x.double())
+    singular = torch.linalg.svdvals(numbers(x).double())
     share = singular / singular.sum() + 1e-12
     return float(torch.exp(-(share * share.log()).sum()))
 
@@ -24,7 +37,7 @@ def spectrum(x: Tensor) -> Tensor:
 
     The eigenvalues of the covariance over their sum (Jing et al. 2022, 2110.09348, look at them for collapse).
     """
-    values = torch.linalg.eigvalsh(torch.cov(x.double().T).reshape(x.shape[1], -1)).flip(0).clamp(min=0)
+    values = torch.linalg.eigvalsh(torch.cov(numbers(x).double().T).reshape(x.shape[1], -1)).flip(0).clamp(min=0)
     shares: Tensor = values / values.sum().clamp(min=1e-300)
     return shares
 

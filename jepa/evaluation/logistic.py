@@ -46,8 +46,15 @@ def fit_in_memory(x: Tensor, y: Tensor, classes: int) -> tuple[Tensor, float]:
     """
     mean, std = standard(x)
     x = (x - mean) / std
+    wide = x.shape[1] > len(x)
+    if wide:  # the best weights lie in the space of the rows, which is smaller
+        basis = torch.linalg.qr(x.T).Q
+        x = x @ basis
     penalty, start = choose_penalty(x, y, classes)
-    return unstandardised(fit_logistic(x, y, start, penalty), mean, std), penalty
+    weights = fit_logistic(x, y, start, penalty)
+    if wide:
+        weights = torch.cat([weights[:, :-1] @ basis.T, weights[:, -1:]], -1)
+    return unstandardised(weights, mean, std), penalty
 
 
 def choose_penalty(x: Tensor, y: Tensor, classes: int) -> tuple[float, Tensor]:
@@ -56,7 +63,7 @@ def choose_penalty(x: Tensor, y: Tensor, classes: int) -> tuple[float, Tensor]:
     Penalties go from strong to weak, each fit starting from the last, until one is half a point worse than the best.
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    tenths = order.tensor_split(10)
+    tenths = order.tensor_split(min(10, len(x)))
     folds = min(MAX_FOLDS, math.ceil(HELD_OUT / max(len(tenths[0]), 1)))
     splits = [(torch.cat([*tenths[:fold], *tenths[fold + 1 :]]), tenths[fold]) for fold in range(folds)]
     parts = [(x[rest], y[rest], x[held], y[held], moments(x[rest])) for rest, held in splits]

@@ -10,9 +10,10 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from tqdm import tqdm
 
 from jepa.data import Images
-from jepa.evaluation.features import Features, as_features, small_images
+from jepa.evaluation.features import BATCH, Features, as_features, small_images
 
 __all__ = ["PatchDictionary", "principal_features"]
 
@@ -53,7 +54,8 @@ class PatchDictionary:
     def features(self, images: Images, index: Tensor) -> Features:
         """Encode the images at `index`: the triangle activation of section 3.2.2, summed over quadrants."""
         rows, parts = [], []
-        for row, batch in small_images(images, index):
+        found = small_images(images, index)
+        for row, batch in tqdm(found, desc="k-means of patches", total=-(-len(index) // BATCH), delay=3, leave=False):
             rows.append(row)
             parts += [self.encode(part) for part in batch.split(AT_ONCE)]
         return as_features(torch.cat(parts), [parts[0].shape[1]], torch.cat(rows), images)

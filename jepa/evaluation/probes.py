@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jepa.config import InputError
 from jepa.evaluation.features import Features
+from jepa.evaluation.geometry import numbers
 from jepa.evaluation.logistic import accuracy, fit_by_minibatches, fit_in_memory
 
 __all__ = ["few_labels", "knn", "linear_probe"]
@@ -18,8 +19,14 @@ IN_MEMORY = 2e9  # bytes of features, up to which a probe is fitted by LBFGS on 
 
 
 def labels_of(train: Features, test: Features) -> tuple[Tensor, Tensor]:
-    """Return the labels of both. Raises `InputError` where there are none, or where an image is in both."""
+    """Return the labels of both.
+
+    Raises `InputError` where there are none, where an image is in both, or where features are no numbers.
+    """
+    if train.x.shape[-1] != test.x.shape[-1]:
+        raise InputError(f"features have widths {train.x.shape[-1]} and {test.x.shape[-1]}; take those of one encoder")
     for each in (train, test):
+        numbers(each.x)
         if each.labels is None:
             raise InputError(f"{each.source} has no labels, which a probe is fitted to and scored by")
     if train.source == test.source and bool(torch.isin(test.rows, train.rows).any()):
@@ -49,6 +56,8 @@ def knn(
     are counted in one pass. Raises `InputError` for a k that is more than the images to fit on.
     """
     train_labels, test_labels = labels_of(train, test)
+    if not neighbours or min(neighbours) < 1 or temperature <= 0:
+        raise InputError(f"kNN of {list(neighbours)} at temperature {temperature} is asked for; give numbers above 0")
     if max(neighbours) > len(train.x):
         raise InputError(f"{max(neighbours)} neighbours are asked for among {len(train.x)} images; ask for fewer")
     mean = train.x.mean(0)
@@ -75,8 +84,8 @@ def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[
     """
     train_labels, test_labels = labels_of(train, test)
     fit, score = (train.last4, test.last4) if last4 else (train.x, test.x)
-    assert fit is not None
-    assert score is not None
+    if fit is None or score is None:
+        raise InputError(f"the last four layers of {train.source} were not extracted, or there are fewer than four")
     fits = fit.numel() * fit.element_size() <= IN_MEMORY
     solve = fit_in_memory if fits else fit_by_minibatches
     weights, chosen = solve(fit, train_labels, num_classes(train_labels, test_labels))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +20,7 @@ from jepa.figures.saccades import saccades
 from jepa.figures.style import STYLE
 from jepa.subject import Subject
 
-__all__ = ["FIGURES", "draw", "draw_into", "film", "writable"]
+__all__ = ["FIGURES", "draw", "draw_into", "film", "save", "writable"]
 
 FIGURES: dict[str, Callable[[Subject], Figure]] = {
     "masks": masks,
@@ -40,6 +42,13 @@ def draw(name: str, subject: Subject, patch: tuple[int, int] | None = None) -> F
         return attention(subject, patch) if name == "attention" else FIGURES[name](subject)
 
 
+def save(figure: Figure, target: Path | io.BytesIO) -> None:
+    """Write a figure; letters that the font has not are drawn as boxes without a warning each."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph")
+        figure.savefig(target)
+
+
 def writable(path: Path) -> None:
     """Refuse a file that matplotlib cannot write. Raises `InputError`."""
     require(
@@ -59,6 +68,7 @@ def draw_into(
     if out is not None:
         require(name is not None, f"--out is {out}, which takes one figure; say which: {', '.join(FIGURES)}")
         writable(out)
+    require(patch is None or name == "attention", f"--patch is {patch}, which only the figure attention has")
     subject = Subject.open(run, source)
     for each in [name] if name else FIGURES:
         target = out or subject.run.path / "figures" / f"{each}.png"
@@ -69,5 +79,5 @@ def draw_into(
                 raise
             continue
         target.parent.mkdir(parents=True, exist_ok=True)
-        figure.savefig(target)
+        save(figure, target)
         yield target

@@ -18,7 +18,7 @@ from jepa.backbones import EnergyTransformer
 from jepa.config import InputError
 from jepa.evaluation import attention as attention_of
 from jepa.evaluation import entropy, rollout
-from jepa.figures.style import COLORS, GREY, MARK, SKY, canvas, image
+from jepa.figures.style import COLORS, GREY, SKY, canvas, image
 from jepa.subject import Subject
 from jepa.views import resize
 
@@ -33,7 +33,9 @@ def attention(subject: Subject, patch: tuple[int, int] | None = None) -> Figure:
     pixels, weights, grid = look(subject, IMAGES)
     row, column = patch or (grid[0] // 2, grid[1] // 2)
     if not (0 <= row < grid[0] and 0 <= column < grid[1]):
-        raise InputError(f"--patch is {row} {column}; it takes a row below {grid[0]} and a column below {grid[1]}")
+        raise InputError(
+            f"--patch is {row} {column}; it takes a row of 0 to {grid[0] - 1} and a column of 0 to {grid[1] - 1}"
+        )
     query = row * grid[1] + column
     energy = subject.energy
     unit = "step" if isinstance(subject.encoders["trained"].backbone, EnergyTransformer) else "layer"
@@ -160,4 +162,4 @@ def frame(pixels: Tensor, weights: Tensor, grid: tuple[int, int], query: int) ->
 
 def outline(picture: Image.Image, corner: list[int], end: list[int]) -> None:
     """Draw a rectangle two pixels strong."""
-    ImageDraw.Draw(picture).rectangle((*corner, *end), outline=MARK, width=2)
+    ImageDraw.Draw(picture).rectangle((*corner, *end), outline=SKY, width=2)

@@ -48,7 +48,14 @@ def draw_losses(axes: Axes, records: list[dict[str, Any]]) -> None:
     for name, color in zip(names, (INK, *CLASSES), strict=False):
         values = [record.get(name, math.nan) for record in records]
         smooth = [sum(part) / len(part) for i in range(len(values)) if (part := values[max(0, i - width + 1) : i + 1])]
-        axes.plot(steps, smooth, color=color, linewidth=2 if name == "loss" else 1.2, label=name)
+        axes.plot(
+            steps,
+            smooth,
+            color=color,
+            linewidth=2 if name == "loss" else 1.2,
+            label=name,
+            marker="o" if len(steps) < 10 else None,
+        )
     axes.set(yscale="log", xlabel="step", title="loss, and its terms before weighting")
     axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter("{x:g}")

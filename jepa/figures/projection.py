@@ -14,6 +14,9 @@ from jepa.subject import Subject
 __all__ = ["umap"]
 
 
+LONGEST = 18  # letters of a class name
+
+
 def umap(subject: Subject) -> Figure:
     """Draw UMAP (or PCA, without umap-learn) of the features of up to 5,000 scored images."""
     figure = canvas(4.2)
@@ -24,7 +27,7 @@ def umap(subject: Subject) -> Figure:
         shown = draw_places(axes, found)
         axes.set_title(f"{names[name]}, {found.method}")
     handles = [
-        Line2D([], [], color=color, marker="o", linestyle="", label=classes[label])
+        Line2D([], [], color=color, marker="o", linestyle="", label=short(classes[label]))
         for label, color in zip(shown, CLASSES, strict=False)
     ]
     if len(classes) > len(shown) > 0:
@@ -34,6 +37,11 @@ def umap(subject: Subject) -> Figure:
     if handles:
         figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0.1, columnspacing=1.2)
     return figure
+
+
+def short(name: str) -> str:
+    """Shorten a name for a legend."""
+    return name if len(name) <= LONGEST else name[: LONGEST - 1] + "…"
 
 
 def draw_places(axes: Axes, found: Projection) -> list[int]:
@@ -48,7 +56,7 @@ def draw_places(axes: Axes, found: Projection) -> list[int]:
         for label, color in zip(shown, CLASSES, strict=False):
             colors[labels == label] = color
     x, y = places[order].T
-    axes.scatter(x, y, c=colors[order].tolist(), s=3, linewidths=0, alpha=0.8)
+    axes.scatter(x, y, c=colors[order].tolist(), s=max(3, min(40, 4000 / len(places))), linewidths=0, alpha=0.8)
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
     return shown

@@ -67,10 +67,8 @@ def draw_errors(axes: Axes, found: dict[str, Any]) -> None:
     """Draw the squared error of three guesses against the length of the jump."""
     for name, (title, color) in ERRORS.items():
         axes.plot(found["lengths"], found["errors"][name], color=color, marker="o", label=title)
-    axes.set(xlabel="length of the jump, sides of a view", title="squared error / variance", ylim=(0, None))
     right, wrong, chance = found["same image"]["top1"], found["shuffled"]["top1"], 100 / found["fixations"]
     told = f"told the movement {right:.0f} %, a wrong one {wrong:.0f} %, chance {chance:.0f} %"
+    axes.set_title(f"found among {found['fixations']} fixations of an image: {told}")
+    axes.set(xlabel="length of the jump, sides of a view", ylabel="squared error / variance", ylim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
-    axes.text(
-        0, -0.36, f"Found among {found['fixations']} fixations of the same image: {told}", transform=axes.transAxes
-    )
