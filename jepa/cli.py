@@ -164,8 +164,9 @@ def evaluate(arguments: list[str]) -> int:
 
         subject = Subject.open(run, data)
         result = judge_subject(subject, baselines if full else None)
-        write_report(subject, result)
-        print((run / "evaluation.json").read_text().rstrip() if json else as_text(result, run))
+        page = write_report(subject, result)
+        shown = f"{as_text(result, run)}\n\nA page that shows it: {page}"
+        print((run / "evaluation.json").read_text().rstrip() if json else shown)
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa evaluate")

@@ -39,6 +39,9 @@ th:first-child, td:first-child { text-align: left; padding-left: 0; position: st
 figure { margin: 0.5rem 0 } figure img { width: 100%; min-width: 34rem; height: auto; display: block }
 figure img.film { width: auto; min-width: 0; max-width: 100% }
 pre { background: #f5f5f5; padding: 0.7rem; overflow-x: auto; font-size: 0.8rem }
+@media screen and (max-width: 36rem) {
+  .wide:has(table)::before, .wide:has(.figure)::before { content: "scrolls sideways →"; color: #777; font-size: 12px }
+}
 @media print {
   :root { font-size: 11pt } body { max-width: none; margin: 0 }
   figure, table, h2, .verdict { break-inside: avoid } h2 { break-after: avoid }

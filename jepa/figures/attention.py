@@ -111,7 +111,7 @@ def draw_energy(axes: Axes, found: dict[str, list[float]]) -> None:
         axes.plot(found[name], color=color, marker="o", markersize=2.5, label=name)
     axes.set(xlabel="step", title="energy of an image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.legend(loc="upper right")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
 
 
 def heat(axes: Axes, weights: Tensor, grid: tuple[int, int], query: int | None = None) -> None:
