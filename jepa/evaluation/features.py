@@ -43,7 +43,7 @@ class FeatureStore:
     """A folder of features, one folder in it for each encoder and split of images.
 
     What is there is used again where encoder, images and `stamp` (whatever else the features depend on) are the same,
-    read by memory map. Features under way lie under another name, so an extraction that is killed leaves nothing.
+    read by memory map. Features under way lie under another name, so what a killed extraction leaves is never used.
     """
 
     folder: Path
