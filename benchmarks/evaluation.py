@@ -91,10 +91,12 @@ def probes(rounds: int) -> None:
 
 
 def cloud(kind: str, dimension: int, seed: int, count: int = 5000) -> Tensor:
-    """Uniform points of a cube or a sphere, turned at random in 64 dimensions."""
+    """Uniform points of a cube or a sphere, or Gaussian ones, turned at random in 64 dimensions."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "cube":
         x = torch.rand(count, dimension, generator=generator)
+    elif kind == "gauss":
+        x = torch.randn(count, dimension, generator=generator)
     else:
         x = F.normalize(torch.randn(count, dimension + 1, generator=generator), dim=1)
     basis, _ = torch.linalg.qr(torch.randn(64, 64, generator=generator))
@@ -106,19 +108,23 @@ def dimension() -> None:
     from skdim.id import CorrInt
 
     print(f"5,000 points in 64 dimensions, {SEEDS} draws: mean |error| (largest), percent of the dimension\n")
-    print(f"{'':<10}{'ours':>15}{'its own error':>15}{'CorrInt':>15}")
-    for kind in ("cube", "sphere"):
-        for true in (1, 2, 3, 5, 8):
-            ours, told, theirs = [], [], []
+    print(f"{'':<10}{'ours':>15}{'its own error':>15}{'CorrInt':>15}{'ours worse in':>15}{'a straight slope':>18}")
+    for kind, dimensions in {"cube": (1, 2, 3, 5, 8), "sphere": (1, 2, 3, 5, 8), "gauss": (8, 20)}.items():
+        for true in dimensions:
+            ours, told, theirs, straight = [], [], [], []
             for seed in range(SEEDS):
                 x = cloud(kind, true, seed)
                 found = correlation_dimension(x)
                 assert found is not None
                 ours.append(100 * abs(found.value / true - 1))
                 told.append(100 * found.error / true)
+                straight.append(found.slope)
                 theirs.append(100 * abs(CorrInt().fit(x.numpy()).dimension_ / true - 1))
             cells = [f"{statistics.mean(errors):.1f} ({max(errors):.1f})" for errors in (ours, theirs)]
-            print(f"{kind} {true:<4}{cells[0]:>16}{statistics.mean(told):>15.1f}{cells[1]:>15}")
+            worse, slope = sum(a > b for a, b in zip(ours, theirs, strict=True)), statistics.mean(straight)
+            print(
+                f"{kind} {true:<4}{cells[0]:>16}{statistics.mean(told):>15.1f}{cells[1]:>15}{worse:>15}{slope:>18.2f}"
+            )
 
 
 def memory() -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from jepa.config import InputError
 from jepa.config_json import to_dict
-from jepa.evaluation import COLUMNS, FORESEEN, titles_of
+from jepa.evaluation import COLUMNS, FORESEEN, cell, titles_of
 from jepa.figures import draw, film, save
 from jepa.subject import Subject
 
@@ -163,13 +163,8 @@ def scores(result: dict[str, Any]) -> str:
     best = {key: max(result[row].get(key, 0) for row in rows) for key in columns if key not in ("rankme", "dimension")}
     body = []
     for row, title in rows.items():
-        cells = []
-        for key in columns:
-            value, error = result[row].get(key), result[row].get(f"{key}_error")
-            text = "–" if value is None else f"{value:.1f}" + (f" ± {error:.1f}" if error else "")
-            cells.append(
-                f'<td class="best">{text}</td>' if value is not None and value == best.get(key) else f"<td>{text}</td>"
-            )
+        strong = {key for key in best if result[row].get(key) == best[key]}
+        cells = (f"<td{' class=best' * (key in strong)}>{cell(result[row], key)}</td>" for key in columns)
         body.append([title, *cells])
     parts = ["<h2>Scores</h2>", html_table(["percent", *columns.values()], body)]
     by = {row: result[row]["knn_by_neighbours"] for row in rows if "knn_by_neighbours" in result[row]}
@@ -189,7 +184,7 @@ def scores(result: dict[str, Any]) -> str:
 
 def html_table(head: list[str], rows: list[list[str]]) -> str:
     """Lay out a table; the first cell of a row is text, the others are cells already."""
-    top = "".join(f"<th>{escape(cell)}</th>" for cell in head)
+    top = "".join(f"<th>{escape(name)}</th>" for name in head)
     body = "\n".join(f"<tr><td>{escape(first)}</td>{''.join(cells)}</tr>" for first, *cells in rows)
     return f'<div class="wide"><table>\n<thead><tr>{top}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 

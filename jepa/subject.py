@@ -99,9 +99,12 @@ class Subject:
         """Where the encoders are."""
         return self.encoders["trained"].mean.device
 
-    def pixels(self, count: int) -> Tensor:
-        """Read so many of the scored images (count, C, H, W), spread evenly, leaving out those that cannot be read."""
-        images, rows = self.test
+    def pixels(self, count: int, split: tuple[Images, Tensor] | None = None) -> Tensor:
+        """Read so many images (count, C, H, W) of a split, the scored one unless told, spread evenly.
+
+        Those that cannot be read are left out.
+        """
+        images, rows = split or self.test
         places = torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()
         read = images.read(rows[places])
         return read.pixels[read.readable]

@@ -177,7 +177,6 @@ def test_compare_says_what_it_needs(tiny, tmp_path, capsys):
 
 
 def test_umap_places_classes_apart_and_the_same_again():
-    pytest.importorskip("umap", reason="umap-learn is an extra")
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 3
     x = torch.randn(120, 8, generator=generator) + 6 * torch.eye(8)[labels]

@@ -6,12 +6,25 @@ from jepa.evaluation.dimension import Dimension, correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, extract, pixels
 from jepa.evaluation.foresight import FORESEEN, foresees, foresight, foresight_table
 from jepa.evaluation.geometry import rankme, spectrum, spread
-from jepa.evaluation.judge import COLUMNS, HEADLINE, PIXEL_ROWS, judge, labelled, online, score, table, titles_of
+from jepa.evaluation.judge import (
+    CLOUD,
+    COLUMNS,
+    HEADLINE,
+    PIXEL_ROWS,
+    cell,
+    judge,
+    labelled,
+    online,
+    score,
+    table,
+    titles_of,
+)
 from jepa.evaluation.patches import PatchDictionary, principal_features
 from jepa.evaluation.probes import few_labels, knn, linear_probe
 from jepa.evaluation.projection import Projection, principal_axes, project
 
 __all__ = [
+    "CLOUD",
     "COLUMNS",
     "FORESEEN",
     "HEADLINE",
@@ -22,6 +35,7 @@ __all__ = [
     "PatchDictionary",
     "Projection",
     "attention",
+    "cell",
     "correlation_dimension",
     "descent",
     "descent_table",

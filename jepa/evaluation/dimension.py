@@ -36,7 +36,6 @@ class Dimension:
     correlation: Tensor  # (L,): C(r), the share of pairs that are closer
     slopes: Tensor  # (L - 1,): d log C / d log r from each radius to the next
     duplicates: int  # pairs at distance 0, which are left out
-    points: int
 
 
 def correlation_dimension(x: Tensor) -> Dimension | None:
@@ -78,7 +77,6 @@ def correlation_dimension(x: Tensor) -> Dimension | None:
         below[levels] / (len(x) * (len(x) - 1) / 2),
         slopes,
         duplicates,
-        len(x),
     )
 
 

@@ -14,7 +14,7 @@ from jepa.evaluation.features import Features, FeatureStore, extract, pixels
 from jepa.evaluation.geometry import rankme, spread
 from jepa.evaluation.probes import few_labels, knn, linear_probe
 
-__all__ = ["COLUMNS", "PIXEL_ROWS", "judge", "labelled", "online", "score", "table", "titles_of"]
+__all__ = ["CLOUD", "COLUMNS", "PIXEL_ROWS", "cell", "judge", "labelled", "online", "score", "table", "titles_of"]
 
 ONLINE_BANK, UNLABELLED_BANK = 5000, 1000
 PIXEL_ROWS = 50_000  # training images whose raw pixels are fitted, 600 MB
@@ -145,12 +145,12 @@ def table(result: dict[str, Any]) -> str:
     lines = [" " * width + "".join(f"{title:>13}" for _, title in columns)]
     for name, title in titles.items():
         if result.get(name):
-            cells = [_cell(result[name], key) for key, _ in columns]
-            lines.append(f"{title:<{width}}" + "".join(f"{cell:>13}" for cell in cells))
+            cells = [cell(result[name], key) for key, _ in columns]
+            lines.append(f"{title:<{width}}" + "".join(f"{text:>13}" for text in cells))
     return "\n".join(lines)
 
 
-def _cell(row: dict[str, Any], key: str) -> str:
+def cell(row: dict[str, Any], key: str) -> str:
     """Write one figure of a row, with its error where it has one."""
     if key not in row:
         return "–"

@@ -8,14 +8,13 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa.config import InputError
-from jepa.evaluation import Dimension, correlation_dimension, rankme
+from jepa.evaluation import CLOUD, Dimension, correlation_dimension, rankme
 from jepa.evaluation import spectrum as spectrum_of
 from jepa.figures.style import COLORS, GREY, across, canvas, titles
 from jepa.subject import Subject
 
 __all__ = ["dimension", "spectrum"]
 
-CLOUD = 10_000  # points of a correlation dimension
 DASHES = {"trained": "-", "context": "--", "untrained": "-"}  # the first two may coincide
 
 

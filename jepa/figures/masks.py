@@ -26,7 +26,7 @@ def masks(subject: Subject) -> Figure:
             f"the objective {subject.config.objective.kind} masks nothing; "
             f"'jepa plot {subject.run.path} saccades' shows what it is asked"
         )
-    pixels = training_pixels(subject, ROWS)
+    pixels = subject.pixels(ROWS, subject.train)
     rng = Rng(subject.config.seed, 0, torch.arange(len(pixels)))
     device = objective.context.mean.device
     views, drawn = objective.sample(Batch(pixels.to(device), None, torch.arange(len(pixels), device=device)), rng)
@@ -45,13 +45,6 @@ def masks(subject: Subject) -> Figure:
     for axes, title in zip(grid[0], ["view", "context", *(f"target {k + 1}" for k in range(count))], strict=True):
         axes.set_title(title)
     return figure
-
-
-def training_pixels(subject: Subject, count: int) -> Tensor:
-    """Read some training images (count, C, H, W)."""
-    images, rows = subject.train
-    read = images.read(rows[torch.linspace(0, len(rows) - 1, min(count, len(rows))).round().long()])
-    return read.pixels[read.readable]
 
 
 def shown(index: Tensor, valid: Tensor, grid: tuple[int, int]) -> Tensor:

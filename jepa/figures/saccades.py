@@ -10,7 +10,6 @@ from matplotlib.figure import Figure
 
 from jepa.config import InputError
 from jepa.data import Batch
-from jepa.figures.masks import training_pixels
 from jepa.figures.style import COLORS, GREY, MARK, canvas, image
 from jepa.objectives import Saccade, VICReg
 from jepa.rng import Rng
@@ -40,7 +39,7 @@ def saccades(subject: Subject) -> Figure:
     figure = canvas(6.2 if errors else 3.6)
     ratios = (3.4, 2.6) if errors else (1,)
     parts = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
-    pixels = training_pixels(subject, PAIRS)
+    pixels = subject.pixels(PAIRS, subject.train)
     device = next(objective.parameters()).device
     rows = torch.arange(len(pixels), device=device)
     context, target, saccade = objective.sample(Batch(pixels.to(device), None, rows), Rng(subject.config.seed, 0, rows))
