@@ -1,7 +1,7 @@
-# make demo    install into .venv, train an I-JEPA on the built-in sample, print what it learned
+# make demo    install into .venv, train an I-JEPA on the built-in sample, evaluate it
 # make test    install into .venv, then lint, types and tests
 # make check   lint and types only
-# make bench   the benchmarks, each printing one table
+# make bench   run the benchmarks; each prints one table
 
 PYTHON ?= python3
 VENV := .venv

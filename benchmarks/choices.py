@@ -1,12 +1,12 @@
-"""Judge a change of a recipe on images cut from train, so that the test set is left for the final table.
+"""Evaluate a change of a recipe on held-out training images, so that the test set is used for the final table only.
 
     python benchmarks/choices.py demo --steps 400 --objective.variance 0.04 --objective.covariance 0.04
     python benchmarks/choices.py ijepa-cifar10 --data cifar10 --steps 500 --backbone.stem patch-conv
     python benchmarks/choices.py saccade-cifar10 --data cifar10 --steps 800 --objective.inverse 0
 
-Takes the arguments of `jepa train` but --run, trains without online evaluations into a temporary folder, and prints the
-tables of `jepa evaluate` fitted on up to 20,000 and scored on up to 5,000 (a fifth of small sets) other training
-images. Training saw all of them, without their labels.
+Takes the arguments of `jepa train` except --run, trains without online evaluations into a temporary folder, and prints
+the tables of `jepa evaluate`: fitted on up to 20,000 and scored on up to 5,000 (a fifth of small data sets) other
+training images. The encoder was trained on all of them, without labels.
 """
 
 from __future__ import annotations
@@ -20,30 +20,35 @@ from pathlib import Path
 import torch
 
 from jepa.data import open_dataset
-from jepa.evaluation import FeatureStore, foresight, foresight_table, judge, table
-from jepa.runs import Run, fresh_objective, unpack
+from jepa.evaluation.features import FeatureStore, Subset
+from jepa.evaluation.saccade_retrieval import saccade_retrieval
+from jepa.evaluation.scores import score_encoders
+from jepa.report.text import saccade_retrieval_table, score_table
+from jepa.runs import Run, fresh_objective, load_tensors
+
+MAX_FIT_IMAGES, MAX_SCORED_IMAGES = 20_000, 5000
 
 
 def main() -> None:
-    """Train, judge and print."""
+    """Train, evaluate and print the tables."""
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run"
         flags = [*sys.argv[1:], "--run", str(path), "--eval-every", "0"]
         subprocess.run([sys.executable, "-m", "jepa", "train", *flags], check=True)
         run = Run.open(path)
-        config, objective = run.config, fresh_objective(run.config)
-        headline, *others = objective.encoders()
-        untrained = {"untrained": copy.deepcopy(objective.encoders()[headline])}
-        unpack(run.load()[0], objective, None, run.checkpoint())
-        names = dict(zip(["trained", *others], objective.encoders().values(), strict=True))
-        images = open_dataset(config.data)
-        assert images is not None
-        order = torch.randperm(len(images), generator=torch.Generator().manual_seed(7))
-        score, fit = order.split([count := min(5000, len(images) // 5), len(images) - count])
-        store = FeatureStore(Path(folder) / "features", "")
-        print(table(judge(names | untrained, (images, fit[:20_000]), (images, score), store)))
-        if seen := foresight(objective, images, score):
-            print(foresight_table(seen))
+        objective = fresh_objective(run.config)
+        untrained = copy.deepcopy(objective.main_encoder)
+        load_tensors(run.load()[0], objective, where=run.checkpoint())
+        names = ["trained", *list(objective.encoders())[1:]]
+        encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
+        dataset = open_dataset(run.config.data)
+        assert dataset is not None
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(7))
+        num_scored = min(MAX_SCORED_IMAGES, len(dataset) // 5)
+        test, train = Subset(dataset, order[:num_scored]), Subset(dataset, order[num_scored:][:MAX_FIT_IMAGES])
+        print(score_table(score_encoders(encoders, train, test, FeatureStore(Path(folder) / "features", ""))))
+        if retrieval := saccade_retrieval(objective, *test):
+            print(saccade_retrieval_table(retrieval))
 
 
 if __name__ == "__main__":

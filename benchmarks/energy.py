@@ -1,13 +1,13 @@
-"""The Energy Transformer: speed and memory of the written-out gradient, and how far its energy falls monotonically.
+"""Speed and memory of the Energy Transformer, and the step sizes at which its energy falls at every step.
 
-    python benchmarks/energy.py speed              # a training step beside differentiating the energy inside of it
+    python benchmarks/energy.py speed              # the closed-form gradient, autograd in the forward pass, and a ViT
     python benchmarks/energy.py speed --steps 30 --device cuda --bf16
     python benchmarks/energy.py descent RUN        # the largest α at which the energy of a run falls at every step
 
-`speed`: one step is forward and backward of the trunk alone, of a batch of tokens. All variants have the same weights
-but the ViT, whose time is brought to the same FLOPs (matrix products, forward and backward, counted by torch, and none
-that is done twice). The variants take turns in one process; their peak memory is that of a process each, above what it
-holds before the step.
+`speed` times the forward and backward pass of the trunk alone on a batch of tokens. All variants except the ViT have
+the same weights; the time of the ViT is scaled to the same FLOPs (matrix products of the forward and backward pass,
+counted by torch, without recomputation). The variants take turns in one process. Peak memory is measured in a separate
+process for each variant, and is the increase during the step.
 """
 
 from __future__ import annotations
@@ -27,56 +27,64 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa.allocator import keep_freed_memory
-from jepa.backbones import EnergyTransformer, EnergyTrunk, ViTTrunk
-from jepa.backbones.energy_step import Pairs
+from jepa.backbones.energy_step import EnergyMask
+from jepa.backbones.energy_transformer import EnergyTransformer, EnergyTrunk
+from jepa.backbones.vit import ViTTrunk
 from jepa.config import EnergyConfig
 from jepa.data import open_dataset
+from jepa.distributed import keep_freed_memory
 from jepa.runs import Run, load_encoder
 
-HEADS, BATCH_TOKENS = 4, 4096
+NUM_HEADS, BATCH_TOKENS = 4, 4096
+NUM_IMAGES = 500  # whose energies are traced
+WARMUP_STEPS = 2
 ALPHAS = [0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6]
 VARIANTS = ("written out", "jacrev", "func.grad", "ViT")
 
 
-class Differentiated(EnergyTrunk):
-    """The same trunk with the gradient taken of the energy inside the forward pass."""
+class AutogradTrunk(EnergyTrunk):
+    """The same trunk with ∂E/∂g by automatic differentiation inside the forward pass."""
 
-    how: Callable[..., Callable[[Tensor], Tensor]]
+    differentiate: Callable[..., Callable[[Tensor], Tensor]]
 
-    def descend(self, x: Tensor, pairs: Pairs) -> Iterator[Tensor]:
-        """Take the steps with ∂E/∂g by automatic differentiation."""
+    def descend(self, x: Tensor, mask: EnergyMask) -> Iterator[Tensor]:
+        """Yield the tokens before the first step and after each."""
 
-        def total(g: Tensor) -> Tensor:
-            attention, hopfield = self.energy(g, pairs)
+        def total_energy(g: Tensor) -> Tensor:
+            attention, hopfield = self.energy(g, mask)
             return (attention + hopfield).sum()
 
         yield x
-        for _ in range(self.steps):
-            x = x - self.alpha() * self.how(total)(self.norm(x))
+        for _ in range(self.num_steps):
+            x = x - self.alpha() * self.differentiate(total_energy)(self.norm(x))
             yield x
 
 
 def build(variant: str, dim: int, depth: int, device: torch.device) -> nn.Module:
-    """Build a trunk with the weights of seed 0."""
+    """Build the trunk of a variant with seed 0."""
     torch.manual_seed(0)
     if variant == "ViT":
-        return ViTTrunk(dim, depth, HEADS).to(device)
+        return ViTTrunk(dim, depth, NUM_HEADS).to(device)
     if variant == "written out":
-        return EnergyTrunk(EnergyConfig(), dim, depth, HEADS).to(device)
-    trunk = Differentiated(EnergyConfig(), dim, depth, HEADS).to(device)
-    trunk.how = torch.func.jacrev if variant == "jacrev" else torch.func.grad
+        return EnergyTrunk(EnergyConfig(), dim, depth, NUM_HEADS).to(device)
+    trunk = AutogradTrunk(EnergyConfig(), dim, depth, NUM_HEADS).to(device)
+    trunk.differentiate = torch.func.jacrev if variant == "jacrev" else torch.func.grad
     return trunk
 
 
-def make_step(variant: str, tokens: int, given: argparse.Namespace, images: int | None = None) -> Callable[[], None]:
-    """Build a training step, forward and backward, of images of `tokens` tokens, by default BATCH_TOKENS in all."""
-    device = torch.device(given.device)
-    trunk = build(variant, given.dim, given.depth, device)
-    x = torch.randn(images or BATCH_TOKENS // tokens, tokens, given.dim, device=device)
+def make_step(
+    variant: str, num_tokens: int, arguments: argparse.Namespace, batch_size: int | None = None
+) -> Callable[[], None]:
+    """Return a function that does a forward and backward pass on images of `num_tokens` tokens each.
+
+    By default, the batch has BATCH_TOKENS tokens.
+    """
+    device = torch.device(arguments.device)
+    trunk = build(variant, arguments.dim, arguments.depth, device)
+    x = torch.randn(batch_size or BATCH_TOKENS // num_tokens, num_tokens, arguments.dim, device=device)
 
     def step() -> None:
-        with torch.autocast(device.type, torch.bfloat16, enabled=given.bf16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=arguments.bf16):
             loss = trunk(x).square().mean()
         loss.backward()
         trunk.zero_grad()
@@ -86,114 +94,131 @@ def make_step(variant: str, tokens: int, given: argparse.Namespace, images: int 
     return step
 
 
-def peak_of(variant: str, tokens: int, given: argparse.Namespace) -> float:
-    """Measure the MB that a step needs at its peak, in a process of its own."""
-    own = ["memory", variant, "--tokens", str(tokens), "--device", given.device, *(["--bf16"] if given.bf16 else [])]
-    own += ["--dim", str(given.dim), "--depth", str(given.depth)]
-    exact = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536"}  # glibc hands every large block back as it is freed
-    result = subprocess.run([sys.executable, __file__, *own], check=True, capture_output=True, text=True, env=exact)
+def measure_peak(variant: str, num_tokens: int, arguments: argparse.Namespace) -> float:
+    """Return the peak memory of a step in MB, measured in a separate process."""
+    flags = [
+        "memory",
+        variant,
+        "--tokens",
+        str(num_tokens),
+        "--dim",
+        str(arguments.dim),
+        "--depth",
+        str(arguments.depth),
+    ]
+    flags += ["--device", arguments.device, *(["--bf16"] if arguments.bf16 else [])]
+    environment = os.environ | {
+        "MALLOC_MMAP_THRESHOLD_": "65536"
+    }  # glibc returns large blocks as soon as they are freed
+    command = [sys.executable, __file__, *flags]
+    result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(result.stdout))
 
 
-def memory(given: argparse.Namespace) -> None:
-    """Print the peak of one variant's step."""
-    step = make_step(given.variant, given.tokens, given)
-    make_step(given.variant, given.tokens, given, images=1)()  # loads the libraries
-    if given.device != "cpu":
+def memory(arguments: argparse.Namespace) -> None:
+    """Print the peak memory of a step of one variant, in MB."""
+    step = make_step(arguments.variant, arguments.tokens, arguments)
+    make_step(arguments.variant, arguments.tokens, arguments, batch_size=1)()  # loads the libraries
+    if arguments.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         print((torch.cuda.max_memory_allocated() - before) / 1e6)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
-    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    before = resident_memory("VmRSS")
     step()
-    print(resident("VmHWM") - before)
+    print(resident_memory("VmHWM") - before)
 
 
-def resident(name: str) -> float:
-    """Read how many MB of memory this process has (VmRSS), or has had at most (VmHWM); Linux only."""
+def resident_memory(name: str) -> float:
+    """Return the memory of this process in MB, current (VmRSS) or at its peak (VmHWM). Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1e3
 
 
-def speed(given: argparse.Namespace) -> None:
-    """Print one table."""
+def speed(arguments: argparse.Namespace) -> None:
+    """Print a table of time and peak memory."""
     keep_freed_memory()
     print(
-        f"width {given.dim}, {HEADS} heads, T = {given.depth}, {BATCH_TOKENS} tokens a batch, {given.device}"
-        f"{' bf16' if given.bf16 else ''}, torch {torch.__version__}, {torch.get_num_threads()} threads"
+        f"width {arguments.dim}, {NUM_HEADS} heads, T = {arguments.depth}, {BATCH_TOKENS} tokens per batch, "
+        f"{arguments.device}{' bf16' if arguments.bf16 else ''}, torch {torch.__version__}, "
+        f"{torch.get_num_threads()} threads"
     )
     print(f"{'tokens':>6}  {'':<12}{'ms':>8}{'GFLOP':>8}{'at equal FLOPs':>16}{'ratio':>7}{'peak MB':>9}{'ratio':>7}")
-    for tokens in given.tokens_list:
-        steps = {variant: make_step(variant, tokens, given) for variant in VARIANTS}
+    for num_tokens in arguments.tokens_list:
+        steps = {variant: make_step(variant, num_tokens, arguments) for variant in VARIANTS}
         flops = {"ViT": count_flops(steps["ViT"])}
-        flops |= dict.fromkeys(VARIANTS[:3], count_flops(steps["func.grad"]))  # what the model needs, nothing twice
+        flops |= dict.fromkeys(VARIANTS[:3], count_flops(steps["func.grad"]))  # the same for all, without recomputation
         times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
-        for index in range(given.steps + 2):
+        for repeat in range(arguments.steps + WARMUP_STEPS):
             for variant, step in steps.items():
-                began = time.perf_counter()
+                start = time.perf_counter()
                 step()
-                if index >= 2:
-                    times[variant].append(1000 * (time.perf_counter() - began))
-        peaks = {variant: peak_of(variant, tokens, given) for variant in VARIANTS}
-        ours = statistics.median(times["written out"])
+                if repeat >= WARMUP_STEPS:
+                    times[variant].append(1000 * (time.perf_counter() - start))
+        peaks = {variant: measure_peak(variant, num_tokens, arguments) for variant in VARIANTS}
+        reference = statistics.median(times["written out"])
         for variant in VARIANTS:
             median = statistics.median(times[variant])
-            equal = median * flops["written out"] / flops[variant] if variant == "ViT" else median
-            cells = (
-                f"{median:>8.1f}{flops[variant] / 1e9:>8.1f}{equal:>16.1f}{equal / ours:>7.2f}{peaks[variant]:>9.0f}"
+            scaled = median * flops["written out"] / flops[variant] if variant == "ViT" else median
+            print(
+                f"{num_tokens:>6}  {variant:<12}{median:>8.1f}{flops[variant] / 1e9:>8.1f}{scaled:>16.1f}"
+                f"{scaled / reference:>7.2f}{peaks[variant]:>9.0f}{peaks[variant] / peaks['written out']:>7.2f}"
             )
-            print(f"{tokens:>6}  {variant:<12}{cells}{peaks[variant] / peaks['written out']:>7.2f}")
 
 
 @torch.no_grad()
-def descent(given: argparse.Namespace) -> None:
-    """Print the largest α at which the energy of every one of 500 test images falls at every step, in float64."""
-    run = Run.open(given.run)
-    encoder = load_encoder(given.run).double()
-    images = open_dataset(run.config.data, "test")
-    assert images is not None
-    pixels = images.read(torch.arange(0, len(images), len(images) // 500)[:500]).pixels
+def energy_trace(arguments: argparse.Namespace) -> None:
+    """Print the largest α at which the energy of 500 test images falls at every step, in float64."""
+    run = Run.open(arguments.run)
+    encoder = load_encoder(arguments.run).double()
+    dataset = open_dataset(run.config.data, "test")
+    assert dataset is not None
+    pixels = dataset.read(torch.arange(0, len(dataset), len(dataset) // NUM_IMAGES)[:NUM_IMAGES]).pixels
     backbone = encoder.backbone
     assert isinstance(backbone, EnergyTransformer)
     trunk = backbone.trunk
-    tokens = [backbone.embed(encoder.prepare(part.double() / 255))[0] for part in pixels.split(50)]
+    tokens = [backbone.embed_patches(encoder.prepare(batch.double() / 255))[0] for batch in pixels.split(50)]
     gamma = float(trunk.norm.gamma())
-    print(f"{given.run}: trained with α = {float(trunk.alpha()):.3g}, T = {trunk.steps}; γ is {gamma:.3g}")
-    for steps in (trunk.steps, 50):
-        trunk.steps = steps
+    print(f"{arguments.run}: trained with α = {float(trunk.alpha()):.3g}, T = {trunk.num_steps}; γ is {gamma:.3g}")
+    for num_steps in (trunk.num_steps, 50):
+        trunk.num_steps = num_steps
         largest = 0.0
         for alpha in ALPHAS:
             trunk.alpha.log.fill_(math.log(alpha))
-            energy = torch.cat([trunk.energies(part).total for part in tokens], 1)
+            energy = torch.cat([trunk.energies(batch).total for batch in tokens], 1)
             falling = 100 * float((energy[1:] < energy[:-1]).all(0).double().mean())
-            print(f"    T {steps:>2}, α {alpha:<6.3g} falls at every step for {falling:.1f} % of {len(pixels)} images")
+            share = f"{falling:.1f} % of {len(pixels)} images"
+            print(f"    T {num_steps:>2}, α {alpha:<6.3g} falls at every step for {share}")
             if falling < 100:
                 break
             largest = alpha
-        print(f"T {steps}: monotone up to α = {largest:.3g}" + (", the largest tried" if largest == ALPHAS[-1] else ""))
+        note = ", the largest tried" if largest == ALPHAS[-1] else ""
+        print(f"T {num_steps}: falls at every step up to α = {largest:.3g}{note}")
 
 
 def count_flops(step: Callable[[], None]) -> int:
-    """Count the FLOPs of the matrix products in one step."""
+    """Return the FLOPs of the matrix products in a step."""
     with FlopCounterMode(display=False) as counter:
         step()
     return int(counter.get_total_flops())
 
 
-def arguments() -> argparse.Namespace:
-    """Read the command line."""
+def parse_arguments() -> argparse.Namespace:
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     commands = parser.add_subparsers(required=True)
     sub = commands.add_parser("descent")
-    sub.set_defaults(command=descent)
-    sub.add_argument("run", help="a run of an Energy Transformer")
+    sub.set_defaults(command=energy_trace)
+    sub.add_argument("run", help="folder of a run with an Energy Transformer")
     for name, command in (("speed", speed), ("memory", memory)):
         sub = commands.add_parser(name)
         sub.set_defaults(command=command)
         sub.add_argument("--dim", type=int, default=256)
-        sub.add_argument("--depth", type=int, default=6, help="T of the Energy Transformer, blocks of the ViT")
+        sub.add_argument(
+            "--depth", type=int, default=6, help="number of steps T of the Energy Transformer, and of blocks of the ViT"
+        )
         sub.add_argument("--device", default="cpu")
         sub.add_argument("--bf16", action="store_true")
         if name == "speed":
@@ -206,5 +231,5 @@ def arguments() -> argparse.Namespace:
 
 
 if __name__ == "__main__":
-    given = arguments()
-    given.command(given)
+    arguments = parse_arguments()
+    arguments.command(arguments)

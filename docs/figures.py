@@ -1,6 +1,6 @@
 """Draw the figures of docs/what-is-a-jepa.md into docs/figures/: `python docs/figures.py`, about half a minute.
 
-Needs scikit-image, for its photo of a cat.
+Requires scikit-image, which has the photo of a cat.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from PIL import Image
 from torch import Tensor, nn
 
 from jepa.config import MaskConfig
-from jepa.masking import Masks, MaskSampler
 from jepa.objectives.base import ema_update
 from jepa.objectives.regularizers import variance_covariance
 from jepa.rng import Rng
-from jepa.views import resize
+from jepa.transforms.crop import resize
+from jepa.transforms.masks import Masks, MaskSampler
 
 FOLDER = Path(__file__).parent / "figures"
-WIDTH, DPI = 8.0, 175  # inches; 1400 pixels, so that a page 800 pixels wide shows 10 pt as 14 pixels
+WIDTH, DPI = 8.0, 175  # inches; 1400 pixels, so 10 pt are 14 pixels on a page that is 800 pixels wide
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"  # Okabe-Ito
 INK, GREY, PALE, MASK = "#222222", "#6A6A6A", "#E4E4E4", "#9FDCC8"
@@ -58,20 +58,20 @@ def photo() -> Tensor:
     return resize(torch.from_numpy(pixels).permute(2, 0, 1)[None], (SIZE, SIZE))
 
 
-def draw_some_masks(first: int, count: int) -> Masks:
-    """Draw the masks that images `first` and on of a batch get with the default settings."""
-    return MaskSampler(MaskConfig(), (GRID, GRID)).sample(Rng(seed=0, step=1, rows=torch.arange(first, first + count)))
+def sample_masks(first: int, count: int) -> Masks:
+    """Sample masks with the default settings, for `count` images from position `first` of a batch."""
+    return MaskSampler(MaskConfig(), (GRID, GRID)).sample(Rng(0, 1, torch.arange(first, first + count)))
 
 
-def shown(index: Tensor, valid: Tensor) -> Tensor:
-    """Turn token indices into a boolean map (GRID, GRID); entries that are only padding are left out."""
+def token_map(indices: Tensor, valid: Tensor) -> Tensor:
+    """Return a boolean map (GRID, GRID) of the tokens at the valid indices."""
     tokens = torch.zeros(GRID * GRID, dtype=torch.bool)
-    tokens[index[valid]] = True
+    tokens[indices[valid]] = True
     return tokens.view(GRID, GRID)
 
 
 def show_photo(axes: Axes, image: Tensor, tokens: Tensor | None = None) -> None:
-    """Show a photo (1, 3, SIZE, SIZE) with its grid; where `tokens` is False it is grey."""
+    """Show a photo (1, 3, SIZE, SIZE) and its grid. Tokens that are False in `tokens` are grey."""
     pixels = image[0].permute(1, 2, 0)
     if tokens is not None:
         side = SIZE // GRID
@@ -85,15 +85,15 @@ def show_photo(axes: Axes, image: Tensor, tokens: Tensor | None = None) -> None:
 
 
 def draw_masks(rows: int = 3) -> None:
-    """Draw masks.png: the photo, the context and the four targets, for several draws."""
-    image, masks = photo(), draw_some_masks(0, rows)
+    """Draw masks.png: the photo, the context and the four targets, for several samples."""
+    image, masks = photo(), sample_masks(0, rows)
     columns = 2 + masks.targets.shape[1]
     panel, gap, title = 1.28, 0.05, 0.25  # inches
     height = title + rows * (panel + gap)
     figure = Figure((WIDTH, height))
     for row in range(rows):
-        context = shown(masks.context[row], masks.context_valid[row])
-        targets = [shown(*pair) for pair in zip(masks.targets[row], masks.targets_valid[row], strict=True)]
+        context = token_map(masks.context[row], masks.context_valid[row])
+        targets = [token_map(*pair) for pair in zip(masks.targets[row], masks.targets_valid[row], strict=True)]
         for column, tokens in enumerate([None, context, *targets]):
             left = column * (panel + gap) + gap / 2
             bottom = height - title - (row + 1) * panel - row * gap
@@ -109,7 +109,7 @@ def draw_masks(rows: int = 3) -> None:
 
 
 def canvas(width: float, height: float) -> tuple[Figure, Axes]:
-    """Make a figure without axes, `width` units wide and `height` units high."""
+    """Return a figure and hidden axes that are `width` units wide and `height` units high."""
     figure = Figure((WIDTH, WIDTH * height / width))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(0, height))
@@ -117,17 +117,18 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def box(axes: Axes, x: float, y: float, width: float, height: float, text: str, color: str, size: float = 10) -> None:
-    """Draw a rounded box around (x, y) with its name inside."""
+def box(axes: Axes, centre: tuple[float, float], size: tuple[float, float], text: str, color: str) -> None:
+    """Draw a rounded box with a label."""
+    (x, y), (width, height) = centre, size
     corner = (x - width / 2 + 0.1, y - height / 2 + 0.1)
     style = "round,pad=0.1,rounding_size=0.15"
     inner = (width - 0.2, height - 0.2)
     axes.add_patch(FancyBboxPatch(corner, *inner, boxstyle=style, facecolor=color + "30", edgecolor=color, lw=1.5))
-    axes.text(x, y, text, ha="center", va="center", fontsize=size, color=INK, linespacing=1.3)
+    axes.text(x, y, text, ha="center", va="center", fontsize=10, color=INK, linespacing=1.3)
 
 
 def node(axes: Axes, x: float, y: float, text: str, radius: float = 0.5) -> None:
-    """Draw a variable as a circle with its name inside."""
+    """Draw a variable as a circle with a label."""
     axes.add_patch(Circle((x, y), radius, facecolor="white", edgecolor=INK, lw=1.2))
     axes.text(x, y, text, ha="center", va="center_baseline", fontsize=11, color=INK)
 
@@ -140,37 +141,39 @@ def arrow(
     axes.annotate("", end, start, arrowprops=style | {"linestyle": (0, (4, 2)) if dashed else "-"})
 
 
-def note(axes: Axes, x: float, y: float, text: str, color: str = INK, size: float = 9.5, ha: str = "center") -> None:
-    """Write a remark beside something."""
+def label(
+    axes: Axes, x: float, y: float, text: str, *, color: str = INK, size: float = 9.5, ha: str = "center"
+) -> None:
+    """Write a label at (x, y)."""
     axes.text(x, y, text, ha=ha, va="center", fontsize=size, color=color, linespacing=1.3)
 
 
 def draw_architecture(axes: Axes, left: float, kind: str, title: str, aim: str) -> None:
-    """Draw one of the three architectures, 6.2 units wide, from the inputs at the bottom to the distance at the top."""
+    """Draw an architecture, 6.2 units wide, with the inputs at the bottom and the distance at the top."""
     x, y, middle = left + 1.5, left + 4.9, left + 3.2
-    note(axes, middle, 10.9, title, size=11)
-    note(axes, middle, 10.2, aim, GREY)
+    label(axes, middle, 10.9, title, size=11)
+    label(axes, middle, 10.2, aim, color=GREY)
     distance = "distance of pixels" if kind == "generative" else "distance of representations"
-    box(axes, middle, 8.9, 5.8, 0.95, distance, GREY)
+    box(axes, (middle, 8.9), (5.8, 0.95), distance, GREY)
     node(axes, x, 0.8, "$x$")
     node(axes, y, 0.8, "$y$")
-    box(axes, x, 3.0, 2.2, 1.1, "encoder", BLUE)
+    box(axes, (x, 3.0), (2.2, 1.1), "encoder", BLUE)
     arrow(axes, (x, 1.3), (x, 2.45))
     if kind == "generative":
         arrow(axes, (y, 1.3), (y, 8.42))
     else:
-        box(axes, y, 3.0, 2.2, 1.1, "encoder", ORANGE)
+        box(axes, (y, 3.0), (2.2, 1.1), "encoder", ORANGE)
         arrow(axes, (y, 1.3), (y, 2.45))
         arrow(axes, (y, 3.55), (y, 8.42))
-        note(axes, y + 0.25, 4.3, "$s_y$", size=11, ha="left")
-    note(axes, x - 0.25, 4.3, "$s_x$", size=11, ha="right")
+        label(axes, y + 0.25, 4.3, "$s_y$", size=11, ha="left")
+    label(axes, x - 0.25, 4.3, "$s_x$", size=11, ha="right")
     if kind == "joint":
         arrow(axes, (x, 3.55), (x, 8.42))
         return
-    box(axes, x, 6.0, 2.2, 1.1, "decoder" if kind == "generative" else "predictor", GREEN)
+    box(axes, (x, 6.0), (2.2, 1.1), "decoder" if kind == "generative" else "predictor", GREEN)
     arrow(axes, (x, 3.55), (x, 5.45))
     arrow(axes, (x, 6.55), (x, 8.42))
-    note(axes, x - 0.25, 7.4, r"$\hat{y}$" if kind == "generative" else r"$\hat{s}_y$", size=11, ha="right")
+    label(axes, x - 0.25, 7.4, r"$\hat{y}$" if kind == "generative" else r"$\hat{s}_y$", size=11, ha="right")
     node(axes, left + 3.65, 6.0, "$z$", 0.42)
     arrow(axes, (left + 3.23, 6.0), (left + 2.6, 6.0))
 
@@ -179,7 +182,7 @@ def draw_architectures() -> None:
     """Draw jepa.png: generative, joint-embedding and joint-embedding predictive architectures side by side."""
     figure, axes = canvas(20, 11.4)
     draw_architecture(axes, 0.1, "generative", "generative", "predict the pixels of y")
-    draw_architecture(axes, 6.8, "joint", "joint-embedding", "bring x and y together")
+    draw_architecture(axes, 6.8, "joint", "joint-embedding", "make the representations similar")
     draw_architecture(axes, 13.5, "predictive", "joint-embedding predictive", "predict the representation of y")
     for line in (6.65, 13.35):
         axes.plot([line, line], [0.3, 11.1], color=PALE, lw=1)
@@ -187,14 +190,14 @@ def draw_architectures() -> None:
 
 
 def inset(axes: Axes, x: float, y: float, side: float, below: str = "", above: str = "") -> Axes:
-    """Make room for a small square picture around (x, y), with a label under or over it."""
+    """Return axes for a small square image around (x, y), with a label below or above."""
     axes.text(x, y - side / 2 - 0.12, below, ha="center", va="top", fontsize=9, color=INK, linespacing=1.2)
     axes.text(x, y + side / 2 + 0.12, above, ha="center", va="bottom", fontsize=9, color=INK, linespacing=1.2)
     return axes.inset_axes((x - side / 2, y - side / 2, side, side), transform=axes.transData)
 
 
 def show_tokens(axes: Axes, regions: Sequence[tuple[Tensor, str]]) -> None:
-    """Show tokens as coloured cells of the grid: each region is a map (GRID, GRID) and its colour."""
+    """Show tokens as coloured cells of the grid. Each region is a boolean map (GRID, GRID) and a colour."""
     axes.add_patch(Rectangle((0, 0), GRID, GRID, facecolor="#F4F4F4"))
     for tokens, color in regions:
         for row, column in tokens.nonzero().tolist():
@@ -204,27 +207,27 @@ def show_tokens(axes: Axes, regions: Sequence[tuple[Tensor, str]]) -> None:
 
 
 def draw_ijepa() -> None:
-    """Draw ijepa.png: one step of I-JEPA, with the masks of the first row of masks.png and its first target."""
-    image, masks = photo(), draw_some_masks(2, 1)
-    context = shown(masks.context[0], masks.context_valid[0])
-    target = shown(masks.targets[0, 0], masks.targets_valid[0, 0])
+    """Draw ijepa.png: one step of I-JEPA, with the masks of the last row of masks.png and its first target."""
+    image, masks = photo(), sample_masks(2, 1)
+    context = token_map(masks.context[0], masks.context_valid[0])
+    target = token_map(masks.targets[0, 0], masks.targets_valid[0, 0])
     figure, axes = canvas(20, 9.8)
     top, bottom, side = 7.6, 2.4, 2.5
     picture, encoder, tokens, head, result = 1.6, 5.1, 8.6, 12.4, 17.3
 
     show_photo(inset(axes, picture, top, side, above="context"), image, context)
     show_photo(inset(axes, picture, bottom, side, "whole image"), image)
-    box(axes, encoder, top, 2.5, 1.5, "context\nencoder", BLUE)
-    box(axes, encoder, bottom, 2.5, 1.5, "target\nencoder", ORANGE)
-    known = [(context, BLUE), (target, MASK)]
-    show_tokens(inset(axes, tokens, top, side, "blue: context tokens\ngreen: mask tokens"), known)
+    box(axes, (encoder, top), (2.5, 1.5), "context\nencoder", BLUE)
+    box(axes, (encoder, bottom), (2.5, 1.5), "target\nencoder", ORANGE)
+    inputs = [(context, BLUE), (target, MASK)]
+    show_tokens(inset(axes, tokens, top, side, "blue: context tokens\ngreen: mask tokens"), inputs)
     show_tokens(inset(axes, tokens, bottom, side, "all tokens"), [(torch.ones_like(target), ORANGE)])
-    box(axes, head, top, 2.5, 1.5, "predictor", GREEN)
-    box(axes, head, bottom, 3.1, 1.5, "normalise,\nread at target", GREY)
+    box(axes, (head, top), (2.5, 1.5), "predictor", GREEN)
+    box(axes, (head, bottom), (3.1, 1.5), "LayerNorm,\nselect target", GREY)
     show_tokens(inset(axes, result, top, side, above="predicted"), [(target, GREEN)])
-    show_tokens(inset(axes, result, bottom, side, "wanted"), [(target, ORANGE)])
-    box(axes, result, 5.0, 4.6, 1.1, "loss: distance,\nmean over the 4 targets", GREY)
-    note(axes, head, top - 1.2, "once for each target", size=9)
+    show_tokens(inset(axes, result, bottom, side, "target"), [(target, ORANGE)])
+    box(axes, (result, 5.0), (4.6, 1.1), "loss: distance,\nmean over the 4 targets", GREY)
+    label(axes, head, top - 1.2, "once for each target", size=9)
 
     half = side / 2 + 0.08
     for lane, width in ((top, 1.25), (bottom, 1.55)):
@@ -235,71 +238,71 @@ def draw_ijepa() -> None:
     arrow(axes, (result, top - half), (result, 5.58))
     arrow(axes, (result, bottom + half), (result, 4.42))
     arrow(axes, (picture, bottom + half), (picture, top - half))
-    note(axes, picture + 0.2, 5.0, "mask", size=9, ha="left")
+    label(axes, picture + 0.2, 5.0, "mask", size=9, ha="left")
     arrow(axes, (encoder, top - 0.78), (encoder, bottom + 0.78), BLUE, dashed=True)
-    note(axes, encoder + 0.2, 5.0, "EMA of\nthe weights", BLUE, size=9, ha="left")
+    label(axes, encoder + 0.2, 5.0, "EMA of\nthe weights", color=BLUE, size=9, ha="left")
     middle = (head + 1.55 + result - half) / 2 - 0.1
-    for shift in (-0.08, 0.08):  # the mark of a stopped gradient
+    for shift in (-0.08, 0.08):  # the symbol of a stopped gradient
         axes.plot([middle + shift - 0.1, middle + shift + 0.1], [bottom - 0.3, bottom + 0.3], color=RED, lw=1.8)
-    note(axes, middle, bottom + 0.8, "stop-\ngradient", RED, size=9)
+    label(axes, middle, bottom + 0.8, "stop-\ngradient", color=RED, size=9)
     save(figure, "ijepa")
 
 
-# A toy that collapses
+# A toy example of collapse
 
 
 REMEDIES = {  # title and colour
-    "none": ("no remedy", RED),
+    "none": ("no regularization", RED),
     "variance": ("variance and\ncovariance terms", BLUE),
     "teacher": ("EMA teacher and\nstop-gradient", GREEN),
 }
 
 
 class ToyRun(NamedTuple):
-    """What a toy run left behind."""
+    """Losses and embeddings of a toy run."""
 
     loss: list[float]  # prediction loss of every step
-    spread: list[float]  # mean standard deviation of an embedding's dimensions, on points kept out of training
-    cloud: Tensor  # (P, 2), the embeddings of those points at the end
+    std: list[float]  # standard deviation of the embeddings of test points at every step, averaged over dimensions
+    embeddings: Tensor  # (P, 2), of the test points at the end
 
 
-def look(angle: Tensor, generator: torch.Generator) -> Tensor:
-    """Return noisy points (B, 3) on a closed curve in space, at these angles (B,)."""
+def noisy_points(angle: Tensor, generator: torch.Generator) -> Tensor:
+    """Return noisy points (B, 3) on a closed curve in space, at the angles (B,)."""
     clean = torch.stack([angle.cos(), angle.sin(), (3 * angle).cos()], -1)
     return clean + 0.1 * torch.randn(clean.shape, generator=generator)
 
 
 def mlp(inputs: int, outputs: int, width: int = 64) -> nn.Sequential:
-    """Make a small network."""
+    """Build a small MLP."""
     return nn.Sequential(
         nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, width), nn.GELU(), nn.Linear(width, outputs)
     )
 
 
-def angles(count: int, generator: torch.Generator) -> Tensor:
-    """Draw angles uniformly from the circle."""
+def sample_angles(count: int, generator: torch.Generator) -> Tensor:
+    """Sample angles uniformly from the circle."""
     return 2 * math.pi * torch.rand(count, generator=generator)
 
 
 def train_toy(remedy: str, test_angle: Tensor, steps: int = 1000) -> ToyRun:
-    """Train a toy JEPA: from a point on the curve and a known move along it, predict the embedding of the point there.
+    """Train a toy JEPA that predicts the embedding of a point from another point and the angle between them.
 
-    `remedy` is "none", "variance" (the variance and covariance terms) or "teacher" (an EMA teacher, stop-gradient).
+    `remedy` is "none", "variance" (variance and covariance terms) or "teacher" (EMA teacher and stop-gradient).
     """
     torch.manual_seed(0)
     generator = torch.Generator().manual_seed(0)
     encoder, predictor = mlp(3, 2), mlp(4, 2)
     teacher = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.Adam([*encoder.parameters(), *predictor.parameters()], lr=1e-3)
-    test = look(test_angle, generator)
+    test_points = noisy_points(test_angle, generator)
     run = ToyRun([], [], torch.empty(0))
     for _ in range(steps):
-        start, move = angles(256, generator), angles(256, generator)
-        x, y = look(start, generator), look(start + move, generator)
+        start, change = sample_angles(256, generator), sample_angles(256, generator)
+        x, y = noisy_points(start, generator), noisy_points(start + change, generator)
         embedding = encoder(x)
-        wanted = teacher(y) if remedy == "teacher" else encoder(y)
-        predicted = predictor(torch.cat([embedding, torch.stack([move.cos(), move.sin()], -1)], -1))
-        prediction = F.mse_loss(predicted, wanted)
+        target = teacher(y) if remedy == "teacher" else encoder(y)
+        predicted = predictor(torch.cat([embedding, torch.stack([change.cos(), change.sin()], -1)], -1))
+        prediction = F.mse_loss(predicted, target)
         terms = sum(variance_covariance(embedding)) if remedy == "variance" else 0.0
         optimizer.zero_grad()
         (prediction + terms).backward()
@@ -308,54 +311,54 @@ def train_toy(remedy: str, test_angle: Tensor, steps: int = 1000) -> ToyRun:
             ema_update(teacher, encoder, momentum=0.986)  # a half-life of 50 steps
         with torch.no_grad():
             run.loss.append(prediction.item())
-            run.spread.append(encoder(test).std(0).mean().item())
+            run.std.append(encoder(test_points).std(0).mean().item())
     with torch.no_grad():
-        return run._replace(cloud=encoder(test))
+        return run._replace(embeddings=encoder(test_points))
 
 
-def plain(axes: Axes) -> None:
-    """Take off what a plot does not need."""
+def remove_spines(axes: Axes) -> None:
+    """Hide the upper and the right border of a plot."""
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=9, colors=INK)
 
 
 def draw_curves(axes: Axes, title: str, curves: dict[str, list[float]]) -> None:
-    """Draw one number of every run against the step."""
+    """Draw a value of every run against the step."""
     for remedy, values in curves.items():
         axes.plot(values, color=REMEDIES[remedy][1], lw=1.2)
     axes.set_yscale("log")
     axes.set_title(title, fontsize=10, color=INK)
     axes.set_xlabel("step", fontsize=9, color=INK)
     axes.set_xticks([0, 250, 500, 750, 1000])
-    plain(axes)
+    remove_spines(axes)
 
 
 def draw_collapse() -> None:
-    """Draw collapse.png: loss, spread and embeddings of the toy without and with a remedy."""
-    test_angle = angles(1000, torch.Generator().manual_seed(1))
+    """Draw collapse.png: loss, standard deviation and embeddings of the toy example with each remedy."""
+    test_angle = sample_angles(1000, torch.Generator().manual_seed(1))
     runs = {remedy: train_toy(remedy, test_angle) for remedy in REMEDIES}
     figure = Figure((WIDTH, 5.8), layout=ConstrainedLayoutEngine(w_pad=0.12, h_pad=0.06, rect=(0, 0.01, 0.985, 0.985)))
     grid = figure.add_gridspec(2, 6, height_ratios=(1, 1.15))
-    loss, spread = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])
+    loss, std = figure.add_subplot(grid[0, :3]), figure.add_subplot(grid[0, 3:])
     draw_curves(loss, "prediction loss", {remedy: run.loss for remedy, run in runs.items()})
-    draw_curves(spread, "spread of the embeddings", {remedy: run.spread for remedy, run in runs.items()})
+    draw_curves(std, "standard deviation of the embeddings", {remedy: run.std for remedy, run in runs.items()})
     loss.set_ylim(3e-8, 20)
     for remedy, height in (("none", 3e-6), ("variance", 7e-3), ("teacher", 1.0)):
         loss.text(330, height, REMEDIES[remedy][0].replace("\n", " "), color=REMEDIES[remedy][1], fontsize=9)
 
     palette = np.array([BLUE, ORANGE, GREEN, RED, PINK, SKY])
-    colors = palette[(test_angle / (math.pi / 3)).long().numpy()]  # by the sixth of the curve
+    colors = palette[(test_angle / (math.pi / 3)).long().numpy()]  # one colour for each sixth of the curve
     for column, (remedy, run) in enumerate(runs.items()):
         axes = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])
-        axes.scatter(run.cloud[:, 0].numpy(), run.cloud[:, 1].numpy(), c=colors, s=4, linewidths=0)
-        limit = 9 if remedy == "teacher" else 2.2  # the teacher's embeddings grow: nothing holds their scale
+        axes.scatter(run.embeddings[:, 0].numpy(), run.embeddings[:, 1].numpy(), c=colors, s=4, linewidths=0)
+        limit = 9 if remedy == "teacher" else 2.2  # with a teacher, the scale is not constrained
         ticks = (-8, -4, 0, 4, 8) if remedy == "teacher" else (-2, -1, 0, 1, 2)
         axes.set(xlim=(-limit, limit), ylim=(-limit, limit), xticks=ticks, yticks=ticks, aspect="equal")
         axes.set_title(REMEDIES[remedy][0], fontsize=10, color=REMEDIES[remedy][1])
-        plain(axes)
+        remove_spines(axes)
         if remedy == "none":
             style = {"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkB": 4}
-            point = tuple(run.cloud.mean(0).tolist())
+            point = tuple(run.embeddings.mean(0).tolist())
             axes.annotate("all 1000 points", point, (0, 1.1), ha="center", fontsize=9, color=INK, arrowprops=style)
     save(figure, "collapse")
 

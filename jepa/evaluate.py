@@ -1,130 +1,292 @@
-"""Judge a run folder: the work behind `jepa evaluate`."""
+"""Evaluate a run: open its last checkpoint, score its encoders, and compare them with baselines."""
 
 from __future__ import annotations
 
+import copy
+import dataclasses
+import hashlib
+import json
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jepa import __version__
-from jepa.allocator import keep_freed_memory
-from jepa.evaluation import HEADLINE, descent_table, foresees, foresight_table, judge, table
-from jepa.subject import Subject
+import torch
+from torch import Tensor
 
-__all__ = ["as_text", "evaluate", "judge_subject"]
+from jepa.backbones import Encoder
+from jepa.config import Config, DataConfig, InputError, SupervisedConfig
+from jepa.config.serialization import to_dict
+from jepa.data import CACHE, Batch, auto_workers, evenly_spaced, open_dataset, split_holdout
+from jepa.distributed import keep_freed_memory, pick_device
+from jepa.evaluation.energy import energy_trace
+from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
+from jepa.evaluation.knn import HEADLINE_K
+from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
+from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
+from jepa.evaluation.saccade_retrieval import has_saccade_predictor, saccade_retrieval
+from jepa.evaluation.scores import MAX_PIXEL_IMAGES, has_classes, score, score_encoders
+from jepa.objectives import Objective
+from jepa.rng import Rng
+from jepa.runs import Run, fresh_objective, load_encoder, load_tensors
+from jepa.train import train
+from jepa.version import __version__
 
-FAIRER = {"saccade-demo": "saccade-cifar10", "energy-demo": "energy-cifar10"}  # than the sample, by recipe
+__all__ = ["EvaluationRun", "baselines", "evaluate", "evaluate_run", "supervised_config"]
+
+TEST_SHARE = 0.2  # of the training images, if a source has no test split
+
+PROTOCOL = {
+    "raw pixels": "resized to at most 32x32; fitted on at most 50,000 training images",
+    "pooling": "tokens averaged",
+    "last 4": "the last four layers, each averaged, concatenated",
+    "kNN": "k = 20, cosine similarity of centred features, weights exp(similarity / 0.07)",
+    "linear": "logistic regression on standardised features, L2 penalty chosen on held-out training images",
+    "10 % and 1 % labels": "the linear probe, fitted on this share of the images of each class",
+    "dimension": "correlation dimension of at most 10,000 test images, with its error",
+}
 
 
 def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
-    """Score the last checkpoint of a run, from the train to the test split of its data, and write evaluation.json.
+    """Evaluate the last checkpoint of the run in `path`, write evaluation.json into its folder, and return its content.
 
-    The trained encoders (target and context) stand beside the same encoder with the weights it started from, and raw
-    pixels. Scores are percentages of tokens averaged to one vector. Where a source has no test split, a fifth of the
-    training images (at most 2,000), seen in training without their labels, takes its place, and the result says so.
+    The encoders are scored beside the same encoder with its initial weights, and beside raw pixels: classifiers are
+    fitted on features of the train split and tested on the test split. If the source has no test split, a fifth of the
+    training images (at most 2,000) is held out of the fit; the encoder was trained on these images, without labels. If
+    `source` is given, its images are used instead of those of the run. Raises `InputError`.
     """
-    return judge_subject(Subject.open(path, source))
+    return evaluate_run(EvaluationRun.open(path, source))
 
 
-def judge_subject(subject: Subject, baselines: Callable[[Subject], dict[str, Any]] | None = None) -> dict[str, Any]:
-    """Do the work of `evaluate` for an opened run, with rows of further baselines, where they are asked for."""
-    began = time.perf_counter()
+@dataclass
+class EvaluationRun:
+    """The last checkpoint of a run, opened for evaluation, with the images to evaluate on."""
+
+    folder: Run
+    config: Config
+    data: DataConfig  # that of the config, or of another source
+    metadata: dict[str, Any]  # of the checkpoint
+    objective: Objective
+    encoders: dict[str, Encoder]  # "trained" (the main encoder), the others by name, "untrained"
+    train: Subset  # images that classifiers are fitted on
+    test: Subset  # images that are scored
+    split: str  # how `train` and `test` were chosen
+    store: FeatureStore
+    workers: int
+
+    @classmethod
+    def open(cls, path: str | Path, source: str | None = None) -> EvaluationRun:
+        """Open a run folder, to be evaluated on `source` if it is given. Raises `InputError`."""
+        folder = Run.open(path)
+        config = folder.config
+        data = config.data
+        if source is not None:  # its images may have different sizes: crop them to the input of the encoder
+            data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
+        tensors, metadata = folder.load()
+        device = pick_device("auto")
+        objective = fresh_objective(config).to(device)
+        untrained = copy.deepcopy(objective.main_encoder)
+        load_tensors(tensors, objective, where=folder.checkpoint())
+        names = ["trained", *list(objective.encoders())[1:]]
+        encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
+        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name)
+        return cls(
+            folder=folder,
+            config=config,
+            data=data,
+            metadata=metadata,
+            objective=objective,
+            encoders=encoders,
+            train=train,
+            test=test,
+            split=split,
+            store=FeatureStore(folder.path / "features", json.dumps([__version__, to_dict(config)["backbone"]])),
+            workers=auto_workers(device) if data.workers is None else data.workers,
+        )
+
+    @property
+    def encoder_names(self) -> list[str]:
+        """The names of the objective's encoders, the main one first."""
+        return list(self.objective.encoders())
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether kNN and linear probes can be computed: there are labels of at least two classes."""
+        return has_classes(self.train.dataset, self.test.dataset)
+
+    @property
+    def device(self) -> torch.device:
+        """The device of the encoders."""
+        return self.encoders["trained"].device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Number of tokens of the trained encoder in height and width."""
+        encoder = self.encoders["trained"]
+        return encoder.size[0] // encoder.backbone.stride, encoder.size[1] // encoder.backbone.stride
+
+    @cached_property
+    def saccade_retrieval(self) -> dict[str, Any] | None:
+        """Scores of the predictor of a Saccade JEPA on the test images; None for other objectives."""
+        return saccade_retrieval(self.objective, *self.test)
+
+    @cached_property
+    def energy_trace(self) -> dict[str, Any] | None:
+        """Energies of an Energy Transformer on the test images; None for other backbones."""
+        return energy_trace(self.encoders["trained"], *self.test)
+
+    def features(self, name: str) -> Features:
+        """Return the features of the test images by one of `encoders`."""
+        return self.extract(name, self.encoders[name], self.test)
+
+    def extract(self, name: str, encoder: Encoder, subset: Subset) -> Features:
+        """Return the features of some images by an encoder, which are stored as `name`."""
+        label = f"{name}: features of {subset.dataset.name}"
+        return self.store.extract(name, encoder, *subset, label=label, workers=self.workers)
+
+    def read_images(self, count: int) -> Tensor:
+        """Return up to `count` test images (count, C, H, W), evenly spaced; unreadable ones are left out."""
+        return _read_evenly(self.test, count)[0]
+
+    def sample_inputs(self, count: int) -> Any:
+        """Return the inputs that the objective samples from up to `count` training images, evenly spaced, at step 0."""
+        pixels, labels = _read_evenly(self.train, count)
+        positions = torch.arange(len(pixels), device=self.device)
+        batch = Batch(pixels.to(self.device), None if labels is None else labels.to(self.device), positions)
+        return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
+
+
+def _open_subsets(data: DataConfig, cache: Path) -> tuple[Subset, Subset, str]:
+    """Return the images to fit on, the images to score, and how they were chosen."""
+    train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
+    assert train is not None
+    if test is not None:
+        if len(test) < 2:
+            raise InputError(f"{data.source} has {len(test)} test image; give a source with at least two")
+        return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
+    fit, held_out = split_holdout(len(train), TEST_SHARE)
+    if len(held_out) < 2:
+        raise InputError(
+            f"{data.source} has {len(train)} images and no test split; give a source with more images, or with a test "
+            "split"
+        )
+    return (
+        Subset(train, fit),
+        Subset(train, held_out),
+        f"no test split: {len(held_out)} training images are scored instead",
+    )
+
+
+def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
+    """Return up to `count` images of a subset, evenly spaced, and their labels; unreadable images are left out."""
+    dataset, indices = subset
+    decoded = dataset.read(indices[evenly_spaced(len(indices), count)])
+    readable = decoded.readable
+    return decoded.pixels[readable], None if dataset.labels is None else dataset.labels[decoded.indices[readable]]
+
+
+def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
+    """Evaluate an opened run, see `evaluate`; with `full`, also score `baselines`."""
+    start = time.perf_counter()
     keep_freed_memory()
-    config, train, test = subject.config, subject.train, subject.test
-    rows = judge(subject.encoders, train, test, subject.store, subject.workers)
-    if baselines:
-        rows |= baselines(subject)
-    result = rows | {
-        "name": config.name,
+    scores = score_encoders(run.encoders, run.train, run.test, run.store, run.workers)
+    if full:
+        scores |= baselines(run)
+    result = scores | {
+        "name": run.config.name,
+        "encoders": run.encoder_names,
         "checkpoint": "last",
-        "step": subject.facts["step"],
-        "steps": config.steps,
-        "train_seconds": round(subject.facts["seconds"], 1),
-        "evaluation_seconds": round(time.perf_counter() - began, 1),
-        "data": {"source": subject.data.source, "train": len(train[1]), "test": len(test[1]), "split": subject.split},
-        "protocol": {
-            "raw pixels": "at most 32x32, of at most 50,000 training images",
-            "pooling": "tokens averaged",
-            "last 4": "the last four layers, each averaged, concatenated",
-            "kNN": "k 20, cosine of centred features, weights exp(s / 0.07)",
-            "linear": "logistic regression on standardised features, L2 chosen on images held out of train",
-            "10 % and 1 % labels": "the same, fitted on so many labels of every class",
-            "dimension": "correlation dimension of at most 10,000 scored images, with its error",
+        "step": run.metadata["step"],
+        "steps": run.config.steps,
+        "train_seconds": round(run.metadata["seconds"], 1),
+        "evaluation_seconds": round(time.perf_counter() - start, 1),
+        "data": {
+            "source": run.data.source,
+            "train": len(run.train.indices),
+            "test": len(run.test.indices),
+            "split": run.split,
         },
+        "protocol": PROTOCOL,
         "version": __version__,
     }
-    if energy := subject.energy:
-        result["energy"] = energy
-    if seen := subject.foresight:
-        result["saccades"] = seen
-    if left_out := _left_out(subject, rows, baselines is not None):
+    if run.energy_trace:
+        result["energy"] = run.energy_trace
+    if run.saccade_retrieval:
+        result["saccades"] = run.saccade_retrieval
+    if left_out := _left_out(run, scores, full):
         result["left_out"] = left_out
-    broken = {id(images): images for images, _ in (train, test)}.values()
-    if listed := [f"{each.files.name(row)}: {why}" for each in broken for row, why in sorted(each.unreadable.items())]:
-        result["unreadable"] = listed
-    subject.run.write_json("evaluation.json", result)
+    datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
+    unreadable = [
+        f"{dataset.files.name(index)}: {reason}"
+        for dataset in datasets
+        for index, reason in sorted(dataset.unreadable.items())
+    ]
+    if unreadable:
+        result["unreadable"] = unreadable
+    run.folder.write_json("evaluation.json", result)
     return result
 
 
-def _left_out(subject: Subject, rows: dict[str, Any], full: bool) -> str:
-    """Say what could not be judged, and why."""
-    train, test = subject.train, subject.test
+def _left_out(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
+    """Return which scores could not be computed, and why."""
+    train, test, trained = run.train, run.test, scores["trained"]
     left_out = []
-    if "linear" not in rows["trained"]:
-        missing = " and ".join(dict.fromkeys(each.name for each, _ in (train, test) if each.labels is None))
-        why = f"labels: {missing} has none" if missing else f"two classes: {train[0].name} has one"
+    if "linear" not in trained:
+        unlabelled = {subset.dataset.name: None for subset in (train, test) if subset.dataset.labels is None}
+        if unlabelled:
+            reason = f"labels: {' and '.join(unlabelled)} has none"
+        else:
+            reason = f"labels of two classes: {train.dataset.name} has one class"
         also = ", and the baselines of --full" if full else ""
-        left_out.append(f"kNN and linear probes{also}, which need {why}")
-    elif "knn" not in rows["trained"]:
-        left_out.append(f"kNN, which needs {HEADLINE} images to fit on: there are {len(train[1])}")
+        left_out.append(f"kNN and linear probes{also}, which need {reason}")
+    elif "knn" not in trained:
+        left_out.append(f"kNN, which needs {HEADLINE_K} images to fit on: there are {len(train.indices)}")
     for share, key in (("10 %", "linear_10pc"), ("1 %", "linear_1pc")):
-        if "linear" in rows["trained"] and key not in rows["trained"]:
-            left_out.append(f"the probe with {share} of the labels, which is less than an image of some class")
-    if foresees(subject.objective) and not subject.foresight:
-        left_out.append("eye movements, which need 32 images to score on")
-    if "dimension" not in rows["trained"]:
-        left_out.append(f"correlation dimension: the distances of {len(test[1]):,} images have no scaling region")
+        if "linear" in trained and key not in trained:
+            left_out.append(f"the linear probe with {share} of the labels, which is less than one image of some class")
+    if has_saccade_predictor(run.objective) and not run.saccade_retrieval:
+        left_out.append(f"saccade retrieval, which needs {RETRIEVAL_IMAGES} images to score")
+    if "dimension" not in trained:
+        left_out.append(
+            f"the correlation dimension: the distances of {len(test.indices):,} images have no scaling region"
+        )
     return "; ".join(left_out)
 
 
-def as_text(result: dict[str, Any], path: str | Path) -> str:
-    """Lay a result out for the terminal."""
-    data = result["data"]
-    lines = [
-        f"{data['source']}: fitted on {data['train']:,}, scored on {data['test']:,} images, percent ({data['split']})",
-        "",
-        table(result),
-        "",
-    ]
-    if energy := result.get("energy"):
-        lines += [
-            f"Energy before every step and after the last, the mean of {energy['images']} images; it falls at every "
-            f"step for {energy['falling']:g} % of them:",
-            descent_table(energy),
-            "",
-        ]
-    if seen := result.get("saccades"):
-        lines += [
-            f"Foreseeing the view after an eye movement, found among {seen['fixations']} fixations, of "
-            f"{seen['images']} images:",
-            foresight_table(seen),
-            "",
-        ]
-    if "left_out" in result:
-        lines.append(f"Left out: {result['left_out']}.")
-    if listed := result.get("unreadable"):
-        lines.append(
-            f"Left out: {len(listed)} image{'s' * (len(listed) > 1)} that cannot be read (evaluation.json lists them), "
-            f"the first {listed[0]}."
-        )
-    lines.append(
-        f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
-        f"{result['evaluation_seconds']:.0f} s. Everything lies in {path}."
-    )
-    if data["source"] == "sample":
-        lines.append(
-            "Raw pixels are strong on these small, centred images, as is whatever keeps positions; the fairer test is "
-            f"CIFAR-10:\n    jepa train {FAIRER.get(result['name'], 'ijepa-cifar10')}"
-        )
-    return "\n".join(lines)
+def baselines(run: EvaluationRun) -> dict[str, Any]:
+    """Return the scores of PCA of pixels, k-means of patches, and the same network trained with labels.
+
+    The network is trained for as many steps as the run, into the folder `baselines` of the run, unless it is there
+    already. All of them need labels: without classes the result is empty.
+    """
+    if not run.has_classes:
+        return {}
+    dataset, indices = run.train
+    fitted = Subset(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
+    dim = run.encoders["trained"].backbone.dim
+    scores = {"pca": score("PCA of pixels", *pca_features(pixel_features(*fitted), pixel_features(*run.test), dim))}
+    dictionary = PatchDictionary(*fitted)
+    scores["patches"] = score("k-means of patches", dictionary.features(*fitted), dictionary.features(*run.test))
+    encoder = train_supervised(run)
+    features = [run.extract("supervised", encoder, subset) for subset in (run.train, run.test)]
+    return scores | {"supervised": score("trained with labels", *features)}
+
+
+def train_supervised(run: EvaluationRun) -> Encoder:
+    """Return the encoder of the run's network trained with labels; train it, or resume its training, if needed."""
+    config = supervised_config(dataclasses.replace(run.config, data=run.data), len(run.train.dataset.classes))
+    source_hash = hashlib.blake2b(config.data.source.encode(), digest_size=4).hexdigest()
+    folder = Run(run.folder.path / "baselines" / f"supervised-{source_hash}")
+    started = folder.checkpoint().is_file()
+    if not started or folder.load()[1]["step"] < config.steps:
+        train(config, folder.path, resume=started)
+    return load_encoder(folder.path).to(run.device)
+
+
+def supervised_config(config: Config, classes: int) -> Config:
+    """Return a config with the same network, images, steps and optimizer that is trained with labels."""
+    if isinstance(config.objective, SupervisedConfig):
+        return config
+    objective = SupervisedConfig(classes, config.objective.supervised_crop())
+    return dataclasses.replace(config, name="supervised", objective=objective)

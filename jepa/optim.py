@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rate, weight decay and momentum as pure functions of the step."""
+"""Parameter groups, and learning rate, weight decay and EMA momentum as functions of the step."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ __all__ = ["build_optimizer", "learning_rate", "momentum", "set_schedule", "weig
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Linear warm-up from `lr_start` to `lr`, then cosine to `lr_end` at the last step."""
+    """Return the learning rate: a linear warm-up from `lr_start` to `lr`, then a cosine to `lr_end` at the last step.
+
+    The warm-up takes at most a quarter of the steps.
+    """
     warmup = min(config.warmup, steps // 4)
     if step < warmup:
         return config.lr_start + (config.lr - config.lr_start) * step / warmup
@@ -21,12 +24,15 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def weight_decay(step: int, steps: int, config: OptimConfig) -> float:
-    """Cosine from `weight_decay` to `weight_decay_end`."""
+    """Return the weight decay: a cosine from `weight_decay` to `weight_decay_end`."""
     return _cosine(config.weight_decay, config.weight_decay_end, step / steps)
 
 
 def momentum(progress: float, half_life: float, half_life_end: float) -> float:
-    """EMA momentum: linear from that of one half-life in steps to that of the other; 0.5 ** (1 / half_life) each."""
+    """Return the EMA momentum at the completed share of a run.
+
+    It is linear between the momentums of two half-lives in steps, 0.5 ** (1 / half_life).
+    """
     start, end = math.exp2(-1 / half_life), math.exp2(-1 / half_life_end)
     return start + (end - start) * progress
 
@@ -36,20 +42,24 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """AdamW with two groups: matrices decay; biases, norms and single tokens (one dimension) do not."""
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    """Build AdamW with weight decay on matrices only, not on one-dimensional parameters (biases, norms, tokens)."""
+    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
-        {"params": [parameter for parameter in trained if parameter.ndim > 1], "decays": True},
-        {"params": [parameter for parameter in trained if parameter.ndim <= 1], "decays": False, "weight_decay": 0.0},
+        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
+        {
+            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
+            "decays": False,
+            "weight_decay": 0.0,
+        },
     ]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> float:
-    """Set learning rate and weight decay for a step; return the learning rate."""
-    rate = learning_rate(step, steps, config)
+    """Set the learning rate and the weight decay of a step; return the learning rate."""
+    lr = learning_rate(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = rate
+        group["lr"] = lr
         if group["decays"]:
             group["weight_decay"] = weight_decay(step, steps, config)
-    return rate
+    return lr

@@ -1,14 +1,14 @@
-"""Stateless randomness: every draw is a function of (seed, step, purpose, row of the global batch).
+"""Stateless random numbers: every draw is a function of (seed, step, purpose, position in the global batch).
 
-A resumed run, another number of processes or of accumulated parts then draws the same numbers, with no generator
-state to save; and a draw for a whole batch is a few tensor operations on the device.
+A resumed run, another number of processes or another number of microbatches then draws the same numbers, and there is
+no generator state to save. A draw for a whole batch is a few tensor operations on the device.
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -21,12 +21,12 @@ _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right without the sign, which torch's `>>` drags along."""
+    """Shift right and fill with zeros; torch's `>>` fills with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """SplitMix64's finaliser (Steele et al. 2014): every input bit moves every output bit."""
+    """Apply the finaliser of SplitMix64 (Steele et al. 2014): every input bit affects every output bit."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
@@ -34,30 +34,41 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rng:
-    """Random numbers for the rows of one batch.
+    """Random numbers for the images of one batch in one step.
 
-    `rows` (B,) are the positions in the global batch of this step; it also says on which device to draw.
+    `positions` (B,) are the positions of the images in the global batch. Numbers are drawn on their device.
     """
 
     seed: int
     step: int
-    rows: Tensor
+    positions: Tensor
+    _drawn: set[str] = field(default_factory=set, repr=False, compare=False)
 
     def uniform(self, purpose: str, *shape: int) -> Tensor:
-        """Draw floats in [0, 1), of shape (B, *shape); the same purpose gives the same numbers again."""
+        """Draw floats in [0, 1) of shape (B, *shape).
+
+        The numbers depend on the purpose, a name for what they are used for. Raises `ValueError` if the purpose was
+        used before: a second draw would return the same numbers.
+        """
+        if purpose in self._drawn:
+            raise ValueError(
+                f"random numbers for '{purpose}' were drawn before in this step and would be the same again; give "
+                "each draw a purpose of its own, and each view of an image its number (view=0, view=1, …)"
+            )
+        self._drawn.add(purpose)
         name = f"{self.seed}/{self.step}/{purpose}".encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
         count = math.prod(shape)
-        index = torch.arange(count, device=self.rows.device)
-        row = _mix(self.rows.long() * _GOLDEN + key)
-        bits = _mix(row[:, None] + (index + 1) * _GOLDEN)
-        return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # 24 bits: all that a float32 in [0, 1) holds
+        index = torch.arange(count, device=self.positions.device)
+        base = _mix(self.positions.long() * _GOLDEN + key)
+        bits = _mix(base[:, None] + (index + 1) * _GOLDEN)
+        return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # the 24 bits of a float32 in [0, 1)
 
 
 def seed_torch(seed: int, step: int, rank: int) -> None:
-    """Seed torch's own generators for a step, for what modules draw themselves, such as noise or dropout.
+    """Seed torch's own generators for a step, for modules that draw numbers themselves, such as noise or dropout.
 
-    A resumed run then draws the same; unlike the draws of `Rng`, another number of processes does not.
+    A resumed run then draws the same numbers. Unlike those of `Rng`, they depend on the number of processes.
     """
     name = f"{seed}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True))

@@ -1,14 +1,13 @@
-"""A run folder: config.json, metrics.jsonl, checkpoints/ and evaluation.json; all that other tools read.
+"""A run folder: config.json, metrics.jsonl, checkpoints/ and evaluation.json, which all other tools read.
 
-Every file is written to a temporary name and renamed, but for metrics.jsonl, which grows line by line; so a run that is
-killed at any moment can be read.
+All files are written atomically except metrics.jsonl, which grows line by line, so a run that is killed at any moment
+can be read.
 """
 
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -20,12 +19,16 @@ from torch import Tensor
 
 from jepa.backbones import Encoder
 from jepa.config import Config, InputError
-from jepa.config_json import read_config, to_dict
+from jepa.config.serialization import read_config, to_dict
+from jepa.config.user_code import loaded_code
+from jepa.files import atomic_write
 from jepa.objectives import Objective, build_objective
 
-__all__ = ["Run", "fresh_objective", "load_encoder", "pack", "unpack"]
+__all__ = ["Run", "fresh_objective", "load_encoder", "load_tensors", "to_tensors"]
 
-FORMAT = "1"
+METADATA_KEYS = {"2": "metadata", "1": "facts"}  # in the header of a checkpoint, by its format; 1 is version 0.1.0
+FORMAT = next(iter(METADATA_KEYS))
+OLD_METRICS = {"spread": "feature_std"}  # names in metrics.jsonl of version 0.1.0
 
 
 class Run:
@@ -36,10 +39,14 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> Run:
-        """Make a new run folder."""
+        """Create a run folder. It keeps a copy of the code of the user, if the experiment has any."""
         run = cls(path)
         with run.writing():
             run.path.mkdir(parents=True, exist_ok=True)
+            if config.code is not None:
+                (run.path / "code").mkdir(exist_ok=True)
+                with atomic_write(run.path / "code" / config.code.file) as temporary:
+                    temporary.write_bytes(loaded_code(config.code).content)
         run.write_json("config.json", to_dict(config))
         with run.writing():
             run.checkpoint().parent.mkdir(exist_ok=True)
@@ -47,7 +54,7 @@ class Run:
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
-        """Open a run folder. Raises `InputError` where it is none."""
+        """Open a run folder. Raises `InputError` if `path` is not one."""
         run = cls(path)
         if not run.path.is_dir():
             raise InputError(f"there is no run folder {path}; 'jepa train --run {path}' makes one")
@@ -55,33 +62,44 @@ class Run:
             raise InputError(f"{path} is not a run folder: it has no config.json; give the folder that --run named")
         return run
 
+    def check_unused(self) -> None:
+        """Raise `InputError` if the folder holds a run or anything else."""
+        path = self.path
+        if self.exists:
+            raise InputError(
+                f"the run {path} exists already: 'jepa evaluate {path}' evaluates it, '--resume' continues it, "
+                f"'--run DIR' trains into another folder, and 'rm -r {path}' removes it"
+            )
+        if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
+            raise InputError(f"{path} exists and is not a run folder; choose another with --run DIR")
+
     @property
     def exists(self) -> bool:
-        """Whether a run was started here."""
+        """Whether the folder holds a run."""
         return (self.path / "config.json").is_file()
 
     @property
     def config(self) -> Config:
-        """The config that the run was started with."""
+        """The config that the run was started with. Raises `InputError` if it needs code that is not loaded."""
         return read_config(self.path / "config.json")
 
     def checkpoint(self, name: str = "last") -> Path:
-        """Path of a checkpoint, `last` or `best`."""
+        """Return the path of a checkpoint, `last` or `best`."""
         return self.path / "checkpoints" / f"{name}.safetensors"
 
-    def save(self, name: str, tensors: dict[str, Tensor], **facts: Any) -> None:
-        """Write a checkpoint; `facts` are JSON values kept in its header."""
-        target = self.checkpoint(name)
-        header = {"format": FORMAT, "facts": json.dumps(facts)}
-        with self.writing():
-            self._replace(target, lambda temporary: save_file(tensors, temporary, header))
+    def save(self, name: str, tensors: dict[str, Tensor], **metadata: Any) -> None:
+        """Write a checkpoint. `metadata` are JSON values that are stored in its header."""
+        header = {"format": FORMAT, METADATA_KEYS[FORMAT]: json.dumps(metadata)}
+        with self.writing(), atomic_write(self.checkpoint(name)) as temporary:
+            save_file(tensors, temporary, header)
+            temporary.chmod(0o644)  # safetensors creates private files, which others on the same machine cannot read
 
     def load(self, name: str = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Read a checkpoint's tensors and facts."""
+        """Read the tensors and the metadata of a checkpoint. Raises `InputError` if it is missing or damaged."""
         path = self.checkpoint(name)
         if not path.is_file():
             others = ", ".join(sorted(other.name for other in path.parent.glob("*.safetensors")))
-            rest = f"{others} lies there" if others else "the run ended before its first one"
+            rest = f"it has {others}" if others else "the run ended before its first one"
             raise InputError(f"{self.path} has no checkpoint {path.name}; {rest}")
         return read_checkpoint(path)
 
@@ -91,21 +109,21 @@ class Run:
             file.write(json.dumps(record) + "\n")
 
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the lines of metrics.jsonl; a line cut short by a kill is left out."""
+        """Read the records of metrics.jsonl; incomplete lines are skipped."""
         path = self.path / "metrics.jsonl"
         records = []
         for line in path.read_text().splitlines() if path.is_file() else ():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError:
                 continue
+            records.append({OLD_METRICS.get(name, name): value for name, value in record.items()})
         return records
 
     def forget_after(self, step: int) -> None:
-        """Drop the metrics of steps that a resumed run will do again."""
+        """Remove the metrics of steps after `step`, which a resumed run repeats."""
         lines = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        with self.writing():
-            self._replace(self.path / "metrics.jsonl", lambda temporary: temporary.write_text("".join(lines)))
+        self.write_text("metrics.jsonl", "".join(lines))
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run folder."""
@@ -113,50 +131,40 @@ class Run:
 
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run folder."""
-        with self.writing():
-            self._replace(self.path / name, lambda temporary: temporary.write_text(text))
-
-    @staticmethod
-    def _replace(target: Path, write: Callable[[Path], Any]) -> None:
-        """Write under a temporary name, force it to the disk, then rename it over the target."""
-        temporary = target.with_name(f".{target.name}.tmp")
-        try:
-            write(temporary)
-            temporary.chmod(0o644)  # safetensors makes its files private, which a team on one machine cannot use
-            with temporary.open("rb") as file:
-                os.fsync(file.fileno())
-            temporary.replace(target)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with self.writing(), atomic_write(self.path / name) as temporary:
+            temporary.write_text(text)
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Turn a full or unwritable disk into one sentence."""
+        """Raise `InputError` instead of the errors of a full or read-only disk."""
         try:
             yield
         except (OSError, SafetensorError) as error:
-            kept = self.checkpoint()
-            rest = f"; {kept} is as it was: free the disk and continue with --resume" if kept.is_file() else ""
+            last = self.checkpoint()
+            rest = f"; {last} is unchanged: free disk space and continue with --resume" if last.is_file() else ""
             raise InputError(f"{self.path} cannot be written: {error}{rest}") from error
 
 
 def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and facts of a checkpoint. Raises `InputError` where it is damaged."""
+    """Read the tensors and the metadata of a checkpoint. Raises `InputError` if it is damaged."""
     try:
         with safe_open(path, "pt") as file:
             header = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         others = [other.name for other in path.parent.glob("*.safetensors") if other != path]
-        rest = f"; {', '.join(others)} lies beside it" if others else ""
+        rest = f"; {', '.join(others)} is in the same folder" if others else ""
         raise InputError(f"the checkpoint {path} is damaged ({error}){rest}") from error
-    if header.get("format") != FORMAT:
-        raise InputError(f"{path} is no checkpoint of this program: its header has no format {FORMAT}")
-    return tensors, json.loads(header["facts"])
+    if header.get("format") not in METADATA_KEYS:
+        raise InputError(
+            f"{path} is not a checkpoint of this program, or one of a later version: the format in its header is "
+            f"{header.get('format')}, and {' or '.join(sorted(METADATA_KEYS))} are supported"
+        )
+    return tensors, json.loads(header[METADATA_KEYS[header["format"]]])
 
 
-def pack(objective: Objective, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """Collect everything that a run is made of as plain tensors."""
+def to_tensors(objective: Objective, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
+    """Return the state of an objective, and of an optimizer, as tensors on the CPU."""
     tensors = {f"model.{name}": tensor.detach() for name, tensor in objective.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
@@ -164,15 +172,18 @@ def pack(objective: Objective, optimizer: torch.optim.Optimizer | None = None) -
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 
-def unpack(
-    tensors: dict[str, Tensor], objective: Objective, optimizer: torch.optim.Optimizer | None, where: Path
+def load_tensors(
+    tensors: dict[str, Tensor], objective: Objective, optimizer: torch.optim.Optimizer | None = None, *, where: Path
 ) -> None:
-    """Put the tensors of `pack` back. Raises `InputError` where names or shapes do not fit the objective."""
+    """Load the tensors of a checkpoint, which `where` names, into an objective and an optimizer.
+
+    Raises `InputError` if the names or shapes differ from those of the objective.
+    """
     model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     own = objective.state_dict()
     for name in [*own, *model]:
         if name not in model or name not in own or own[name].shape != model[name].shape:
-            shapes = [list(part[name].shape) if name in part else "nothing" for part in (model, own)]
+            shapes = [list(part[name].shape) if name in part else "missing" for part in (model, own)]
             raise InputError(
                 f"the checkpoint {where} was made by another architecture: {name} is {shapes[0]} there and {shapes[1]} "
                 "in this config; resume with the run's own config, or start a new run"
@@ -183,8 +194,8 @@ def unpack(
     state: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         if name.startswith("optimizer."):
-            _, index, part = name.split(".")
-            state.setdefault(int(index), {})[part] = tensor
+            _, index, key = name.split(".")
+            state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
 
 
@@ -192,15 +203,19 @@ def fresh_objective(config: Config) -> Objective:
     """Build the objective with the weights that a run of this config starts from. Raises `InputError`."""
     if config.data.mean is None:
         raise InputError(
-            "config.json has no data.mean and data.std, which training writes into it: it is not that of a trained run"
+            "the config has no data.mean and data.std, which training adds to the config.json of a run; give the "
+            "config of a trained run"
         )
-    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator alone
+    with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged
         torch.manual_seed(config.seed)
         return build_objective(config)
 
 
 def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str = "last") -> Encoder:
-    """Load a trained encoder, by default the headline one, in eval mode from a run folder or one of its checkpoints."""
+    """Load a trained encoder in evaluation mode from a run folder or one of its checkpoints, by default the main one.
+
+    Raises `InputError` if there is no such run, checkpoint or encoder.
+    """
     given = Path(path)
     if given.suffix == ".safetensors":
         run, checkpoint = Run.open(given.parent.parent), given.stem
@@ -208,9 +223,8 @@ def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str =
         run = Run.open(given)
     tensors, _ = run.load(checkpoint)
     objective = fresh_objective(run.config)
-    unpack(tensors, objective, None, run.checkpoint(checkpoint))
+    load_tensors(tensors, objective, where=run.checkpoint(checkpoint))
     encoders = objective.encoders()
-    encoder = encoder or next(iter(encoders))
-    if encoder not in encoders:
+    if encoder is not None and encoder not in encoders:
         raise InputError(f"there is no encoder '{encoder}'; {run.path} has {', '.join(encoders)}")
-    return encoders[encoder].eval()
+    return (encoders[encoder] if encoder else objective.main_encoder).eval()

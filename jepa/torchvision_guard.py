@@ -1,8 +1,9 @@
-"""Lets torchvision, and so timm, be imported where its wheel and torch's do not match.
+"""Makes torchvision, and therefore timm, importable if its wheel does not match that of torch.
 
-The package index serves torchvision linked to CUDA. Beside a CPU-only torch its extension does not load and
-`import torchvision` dies with "operator torchvision::nms does not exist". Declaring the two operators that its Python
-code refers to is enough for everything but `torchvision.io` and `torchvision.ops`, which this project does not use.
+The wheels of torchvision on PyPI are built for CUDA. With a CPU-only torch, the extension of such a wheel does not
+load, and `import torchvision` raises "operator torchvision::nms does not exist". Declaring the two operators to which
+its Python code refers is enough for everything except `torchvision.io` and `torchvision.ops`, which this project does
+not use.
 """
 
 from __future__ import annotations
@@ -16,16 +17,16 @@ import torch
 __all__ = ["guard", "is_mismatched"]
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library: torch.library.Library | None = None  # the declarations live as long as this object
+_library: torch.library.Library | None = None  # the operators are declared as long as this object exists
 
 
 def is_mismatched(torch_cuda: str | None, torchvision_version: str | None) -> bool:
-    """Say whether a torchvision linked to CUDA sits beside a torch without it."""
+    """Return whether torchvision was built for CUDA and torch was not."""
     return torch_cuda is None and torchvision_version is not None and "+cu" in torchvision_version
 
 
 def installed_version() -> str | None:
-    """Read torchvision's full version without importing it; None where it is not installed."""
+    """Return the full version of torchvision without importing it, or None if it is not installed."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return None
@@ -35,9 +36,9 @@ def installed_version() -> str | None:
 
 
 def guard() -> bool:
-    """Declare the missing operators once, where they are missing; call before the first import of torchvision or timm.
+    """Declare the missing operators if the wheels do not match, and return whether they do not.
 
-    Returns whether the guard is in place.
+    Call it before the first import of torchvision or timm. Further calls have no effect.
     """
     global _library
     if _library is None and is_mismatched(torch.version.cuda, installed_version()):

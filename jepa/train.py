@@ -1,191 +1,258 @@
-"""The training loop. Also runs as a file, `python jepa/train.py demo`, and under torchrun."""
+"""The training loop. It runs as `jepa train demo`, as `python jepa/train.py demo`, and under torchrun."""
 
 from __future__ import annotations
 
-if __name__ == "__main__":  # run as a file: Python put jepa/ first on the path, where the package's parent belongs
+if __name__ == "__main__":  # run as a file: Python put jepa/ first on the path instead of the folder that contains it
     import sys
     from pathlib import Path
 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
-    from jepa.cli import main
-
-    main(["train", *sys.argv[1:]])
 
 import dataclasses
+import math
+import os
 import signal
-from collections.abc import Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import NamedTuple, NoReturn
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa import distributed
-from jepa.allocator import keep_freed_memory
-from jepa.config import Config, DataConfig, InputError
-from jepa.config_json import flat
-from jepa.data import CACHE, Faults, Images, Loader, open_dataset, progress, split_holdout
-from jepa.monitor import Monitor
+from jepa.config import Config, InputError
+from jepa.config.arguments import TrainArguments, parse_train_arguments
+from jepa.config.errors import Interrupted, exit_with
+from jepa.config.serialization import flat
+from jepa.config.user_code import changes_allowed, loaded_code
+from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
+from jepa.data.inspect import summarize_source
+from jepa.data.stats import measure_statistics
+from jepa.evaluation.online import evaluate_online
+from jepa.logger import TrainingLogger
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, set_schedule
 from jepa.rng import Rng, seed_torch
-from jepa.runs import Run, fresh_objective, unpack
+from jepa.runs import Run, fresh_objective, load_tensors, to_tensors
 
-__all__ = ["Interrupted", "check_resumable", "train"]
+__all__ = ["check_resumable", "main", "run_training", "train"]
 
-MEASURED = 2000  # images from which mean and std are taken
 ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
     | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
 )
-"""What may change when a run is resumed; anything else would make it another run."""
+"""Settings that may change when a run is resumed; any other would make it a different run."""
+
+
+class TrainingData(NamedTuple):
+    """The images, and the indices of those to train on and of those held out for the online evaluation."""
+
+    dataset: ImageDataset
+    indices: Tensor
+    held_out: Tensor
 
 
 def train(config: Config, path: str | Path, resume: bool = False) -> Run:
-    """Train an experiment into the run folder `path`, or go on with the one that lies there.
+    """Train an experiment into the run folder `path`, or resume the run in it.
 
-    Raises `InputError` where the config does not fit the data or the device, and `Interrupted` after Ctrl-C or SIGTERM,
-    once everything is saved.
+    Raises `InputError` if the config does not fit the data or the device, and `Interrupted` after Ctrl-C or SIGTERM,
+    when everything is saved.
     """
-    keep_freed_memory()
+    distributed.keep_freed_memory()
     device = distributed.pick_device(config.device)
-    with distributed.session(device), _signals() as stopped:
+    with distributed.session(device), catch_signals() as received_signal:
         with distributed.main_first():
-            images = open_dataset(config.data, cache=Path(path).parent / CACHE.name)
-            assert images is not None  # a source without a training split is refused when it is opened
-            config = dataclasses.replace(config, data=measured(config.data, images))
-        index, held_out = split_holdout(len(images), config.data.holdout)
-        world = distributed.world_size()
+            dataset = open_dataset(config.data, cache=Path(path).parent / CACHE.name)
+            assert dataset is not None  # a source without a training split raises an error
+            config = dataclasses.replace(config, data=measure_statistics(config.data, dataset))
+        data = TrainingData(dataset, *split_holdout(len(dataset), config.data.holdout))
         loader = Loader(
-            images,
-            index,
-            config.batch_size,
-            config.seed,
-            device,
-            config.accumulate,
-            distributed.rank(),
-            world,
-            config.data.workers,
+            dataset=dataset,
+            indices=data.indices,
+            batch_size=config.batch_size,
+            seed=config.seed,
+            device=device,
+            num_microbatches=config.accumulate,
+            rank=distributed.rank(),
+            world_size=distributed.world_size(),
+            workers=config.data.workers,
         )
-
         objective = fresh_objective(config).to(device)
         distributed.sync_batchnorm(objective)
         optimizer = build_optimizer(objective, config.optim)
-        model = distributed.wrap(torch.compile(objective) if config.compile else objective)  # type: ignore[arg-type]
+        run, step, seconds = start_run(config, path, resume, objective=objective, optimizer=optimizer, dataset=dataset)
+        compiled: nn.Module = torch.compile(objective) if config.compile else objective  # type: ignore[assignment]
         precision = config.precision if config.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
-        run, start, seconds, before = _open(config, path, objective, optimizer, resume)
-        steps = range(start, config.steps)
-        with closing(Monitor(config, run, objective, images, (index, held_out), start, seconds)) as monitor:
-            faults = Faults(run.path / "broken.txt", images, config.data.max_broken / world, monitor.say)
-            monitor.begin(f"{device} {precision}" + (f" x {world}" if world > 1 else ""))
-            if before not in (None, images.signature):
-                monitor.say("warning: the images have changed since the last checkpoint; this epoch's order is another")
+        logger = TrainingLogger(config, run, objective, step, seconds)
+        with closing(logger), distributed.wrapped(compiled) as model:
+            logger.start(f"{len(data.indices):,} images of {dataset.name}", f"{device} {precision}")
+            max_broken = config.data.max_broken / distributed.world_size()
+            broken_files = BrokenFileLog(run.path / "broken.txt", dataset, max_broken, logger.say)
+            if step == 0 and config.eval_every:
+                evaluate(step, objective, data, logger)
+            batches = logger.timed(loader.steps(range(step, config.steps), broken_files))
             objective.train()
-            for step, parts in zip(steps, monitor.waits(loader.steps(steps, faults)), strict=True):
-                rate = set_schedule(optimizer, step, config.steps, config.optim)
+            while step < config.steps:
+                microbatches = next(batches)
+                lr = set_schedule(optimizer, step, config.steps, config.optim)
                 seed_torch(config.seed, step, distributed.rank())
-                terms: list[dict[str, Tensor]] = []
-                for number, batch in enumerate(parts, 1):
-                    inputs = objective.sample(batch, Rng(config.seed, step, batch.rows))
-                    with distributed.without_sync(model, skip=number < len(parts)):
+                losses: list[dict[str, Tensor]] = []
+                for number, batch in enumerate(microbatches, 1):
+                    inputs = objective.sample(batch, Rng(config.seed, step, batch.positions))
+                    with distributed.without_sync(model, skip=number < len(microbatches)):
                         with autocast:
-                            losses = model(inputs)
-                        (losses["loss"] / len(parts)).backward()
-                    terms.append({name: term.detach() for name, term in losses.items()})
+                            terms = model(inputs)
+                        (terms["loss"] / len(microbatches)).backward()
+                    losses.append({name: term.detach() for name, term in terms.items()})
                 if config.optim.clip is not None:
-                    torch.nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
+                    nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
                 optimizer.step()
                 optimizer.zero_grad()
-                objective.after_step((step + 1) / config.steps)
+                step += 1
+                objective.after_step(step / config.steps)
 
-                done = step + 1
-                stop = distributed.any_true(stopped(), device)
-                monitor.step(done, terms, rate)
-                if done % config.save_every == 0 or done == config.steps or stop:
-                    monitor.save(done, optimizer)
-                if stop and done < config.steps:
-                    said = f"stopped at step {done} of {config.steps}; continue with --resume"
-                    raise Interrupted(said, stopped() or signal.SIGTERM)
+                stop = distributed.any_true(received_signal(), device)
+                logger.advance()
+                if is_due(step, config.log_every, config.steps):
+                    logger.log_losses(step, average_losses(losses, step), lr)
+                if config.eval_every and is_due(step, config.eval_every, config.steps):
+                    evaluate(step, objective, data, logger)
+                if is_due(step, config.save_every, config.steps) or stop:
+                    check_finite(objective, step)
+                    if distributed.is_main():
+                        tensors = to_tensors(objective, optimizer)
+                        run.save("last", tensors, step=step, seconds=logger.seconds, images=dataset.signature)
+                if stop and step < config.steps:
+                    message = f"stopped at step {step} of {config.steps}; continue with --resume"
+                    raise Interrupted(message, received_signal() or signal.SIGTERM)
     return run
 
 
-class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
-    """The run was stopped by a signal and is saved."""
-
-    def __init__(self, message: str, signum: int) -> None:
-        super().__init__(message)
-        self.signum = signum
-
-
-def measured(data: DataConfig, images: Images) -> DataConfig:
-    """Fill in mean and std of each channel, measured on about 2,000 images, where the config gives none."""
-    if data.mean is not None and data.std is not None:
-        return data
-    chosen = torch.arange(0, len(images), max(1, len(images) // MEASURED))
-    totals = torch.zeros(2, data.channels, dtype=torch.float64)
-    count = 0
-    for part in progress(chosen.split(50), "measuring mean and std"):
-        read = images.read(part)
-        pixels = read.pixels[read.readable].double() / 255
-        totals += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
-        count += pixels.numel() // data.channels
-    if not count:
-        raise InputError(f"none of {len(chosen)} images of {images.name} can be read; 'jepa data' says why")
-    mean = totals[0] / count
-    std = (totals[1] / count - mean.square()).clamp(min=1e-6).sqrt()
-    rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]
-    return dataclasses.replace(data, mean=data.mean or rounded[0], std=data.std or rounded[1])
-
-
-def _open(
-    config: Config, path: str | Path, objective: Objective, optimizer: torch.optim.Optimizer, resume: bool
-) -> tuple[Run, int, float, str | None]:
-    """Make the run folder, or put the state of the one that is there back; say how far it is."""
-    run, start, seconds, before = Run(path), 0, 0.0, None
+def start_run(
+    config: Config,
+    path: str | Path,
+    resume: bool,
+    *,
+    objective: Objective,
+    optimizer: torch.optim.Optimizer,
+    dataset: ImageDataset,
+) -> tuple[Run, int, float]:
+    """Create the run folder, or restore the state of the run in it; return it, its step and its seconds of training."""
+    run, step, seconds = Run(path), 0, 0.0
     if resume and run.exists:
         check_resumable(run.config, config, path)
     if resume and run.checkpoint().is_file():
-        tensors, facts = run.load()
-        unpack(tensors, objective, optimizer, run.checkpoint())
-        start, seconds, before = int(facts["step"]), float(facts["seconds"]), facts["images"]
-        if start >= config.steps:
-            raise InputError(f"{path} is complete at step {start}; give --steps above that to train on")
-    distributed.barrier()  # all have read: the first process may write
+        tensors, metadata = run.load()
+        load_tensors(tensors, objective, optimizer, where=run.checkpoint())
+        step, seconds = int(metadata["step"]), float(metadata["seconds"])
+        if step >= config.steps:
+            raise InputError(f"{path} is complete at step {step}; give --steps above that to continue training")
+        if metadata["images"] != dataset.signature and distributed.is_main():
+            print(
+                "jepa: warning: the images have changed since the last checkpoint, so their order differs",
+                file=sys.stderr,
+            )
+    distributed.barrier()  # all processes have read: the first one may write
     if distributed.is_main():
         run = Run.create(path, config)
-        run.forget_after(start or -1)
-    return run, start, seconds, before
+        run.forget_after(step or -1)
+    return run, step, seconds
 
 
 def check_resumable(before: Config, now: Config, path: str | Path) -> None:
-    """Refuse to resume a run with settings that would make it another one. Raises `InputError` naming the first."""
+    """Raise `InputError` that names the first setting with which the run in `path` cannot be resumed."""
     old, new = flat(before), flat(now)
     for name in [*old, *new]:
-        if name not in ADJUSTABLE and old.get(name) != new.get(name):
+        changed = name not in ADJUSTABLE and old.get(name) != new.get(name)
+        if changed and not (name.startswith("code") and now.code is not None and changes_allowed(now.code)):
             raise InputError(
                 f"{path} was trained with {name} = {old.get(name)} and cannot be resumed with {new.get(name)}; leave "
                 "the setting as it is, or start a new run with --run DIR"
             )
 
 
+def is_due(step: int, every: int, steps: int) -> bool:
+    """Return whether something that happens every few steps, and after the last one, happens after this step."""
+    return step % every == 0 or step == steps
+
+
+def average_losses(losses: Sequence[dict[str, Tensor]], step: int) -> dict[str, float]:
+    """Average the losses of all microbatches and processes. Raises `InputError` if the loss is not finite."""
+    terms = torch.stack([torch.stack([term.float() for term in part.values()]) for part in losses]).mean(0)
+    values = (distributed.all_sum(terms) / distributed.world_size()).tolist()
+    averages = dict(zip(losses[0], values, strict=True))
+    if not math.isfinite(averages["loss"]):
+        raise InputError(
+            f"the loss is {averages['loss']} at step {step}; the last checkpoint is from before it: lower --optim.lr "
+            "or set --optim.clip 1"
+        )
+    return averages
+
+
+def check_finite(objective: Objective, step: int) -> None:
+    """Raise `InputError` if weights are NaN or infinite, so that they are neither evaluated nor saved."""
+    floats = [tensor for tensor in objective.state_dict().values() if tensor.is_floating_point()]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
+        raise InputError(
+            f"the weights are NaN or infinite at step {step}; the last checkpoint is from before it: lower --optim.lr "
+            "or set --optim.clip 1"
+        )
+
+
+def evaluate(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:
+    """Evaluate the main encoder, log its scores, and save the checkpoint with the best kNN accuracy so far."""
+    check_finite(objective, step)
+    if distributed.is_main():
+        with logger.paused():
+            scores = evaluate_online(objective.main_encoder, *data)
+        best = max((record.get("knn", -1.0) for record in logger.run.metrics()), default=-1.0)
+        if scores.get("knn", -1.0) > best:
+            logger.run.save("best", to_tensors(objective), step=step, knn=scores["knn"], chosen_with_labels=True)
+        logger.log_scores(step, scores)
+    distributed.barrier()
+
+
 @contextmanager
-def _signals() -> Iterator[Any]:
-    """Catch Ctrl-C and SIGTERM, to end after the step; yields a function that gives the signal, or 0."""
-    caught = 0
+def catch_signals() -> Iterator[Callable[[], int]]:
+    """Catch SIGINT and SIGTERM; yield a function that returns the number of the signal that was received, or 0."""
+    received = 0
 
-    def note(signum: int, frame: FrameType | None) -> None:
-        nonlocal caught
-        if caught:  # asked twice: leave at once
+    def handle(number: int, frame: FrameType | None) -> None:
+        nonlocal received
+        if received:  # the second signal ends the program at once
             raise KeyboardInterrupt
-        caught = signum
+        received = number
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield lambda: caught
+        yield lambda: received
     finally:
-        for number, handler in before.items():
+        for number, handler in handlers.items():
             signal.signal(number, handler)
+
+
+def run_training(arguments: TrainArguments) -> int:
+    """Train into a new run folder or resume a run, as `jepa train` was told; return the exit code."""
+    run = Run(arguments.path)
+    if not (arguments.run.resume and run.exists):
+        run.check_unused()
+    train(arguments.config, run.path, arguments.run.resume)
+    if os.environ.get("RANK", "0") == "0":
+        code = f" --code {loaded_code(arguments.config.code).path}" if arguments.config.code else ""
+        print(f"trained into {run.path}; evaluate it with: jepa evaluate {run.path}{code}")
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Train with the arguments of `jepa train`, by default those of the process, and exit."""
+    given = sys.argv[1:] if arguments is None else arguments
+    exit_with(lambda: run_training(parse_train_arguments(given, summarize_source)))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,10 +1,10 @@
-"""Cut the built-in sample (10,000 + 2,000 Fashion-MNIST images) from Debian's package.
+"""Write the built-in sample, 10,000 + 2,000 images of Fashion-MNIST, from the Debian package of the data set.
 
     apt-get install dataset-fashion-mnist
     python scripts/make_sample.py
 
-Writes `jepa/data/sample/{train,test}-00000-of-00001.parquet` in the layout of the Hugging Face hub:
-the first images of each file, lossless WebP, so the data is bit-exact and `sample` needs no reader of its own.
+The first images of each split are written to `jepa/data/sample/{train,test}-00000-of-00001.parquet` in the layout of
+the Hugging Face hub, as lossless WebP: the pixels are exact, and the source `sample` is a set of parquet files.
 """
 
 import gzip
@@ -21,11 +21,11 @@ from PIL import Image
 SOURCE = Path("/usr/share/datasets/fashion-mnist")
 TARGET = Path(__file__).resolve().parent.parent / "jepa" / "data" / "sample"
 CLASSES = ("T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sandal", "Shirt", "Sneaker", "Bag", "Ankle boot")
-SPLITS = (("train", "train", 10_000), ("test", "t10k", 2_000))
+SPLITS = (("train", "train", 10_000), ("test", "t10k", 2_000))  # name, prefix of the files, number of images
 
 
 def read_idx(path: Path) -> np.ndarray:
-    """Read one gzipped IDX file of unsigned bytes."""
+    """Read a gzipped IDX file of unsigned bytes."""
     raw = gzip.decompress(path.read_bytes())
     ndim = raw[3]
     shape = struct.unpack(f">{ndim}I", raw[4 : 4 + 4 * ndim])
@@ -33,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Encode one grey image as lossless WebP."""
+    """Encode a grey image as lossless WebP."""
     buffer = io.BytesIO()
     Image.fromarray(image).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=6)
     return buffer.getvalue()
@@ -46,9 +46,9 @@ def main() -> None:
     for split, prefix, count in SPLITS:
         images = read_idx(SOURCE / f"{prefix}-images-idx3-ubyte.gz")[:count]
         labels = read_idx(SOURCE / f"{prefix}-labels-idx1-ubyte.gz")[:count]
-        rows = [{"bytes": encode(image), "path": None} for image in images]
+        files = [{"bytes": encode(image), "path": None} for image in images]
         image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-        table = pa.table({"image": pa.array(rows, image_type), "label": pa.array(labels.astype(np.int64))})
+        table = pa.table({"image": pa.array(files, image_type), "label": pa.array(labels.astype(np.int64))})
         table = table.replace_schema_metadata({"huggingface": json.dumps({"info": {"features": features}})})
         path = TARGET / f"{split}-00000-of-00001.parquet"
         pq.write_table(table, path, compression="zstd")

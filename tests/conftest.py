@@ -49,7 +49,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported
 @pytest.fixture(autouse=True)
 def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Keep indexes and decoded images out of the working directory."""
-    monkeypatch.setattr("jepa.data.sources.CACHE", tmp_path / ".jepa-cache")
+    monkeypatch.setattr("jepa.data.sources.base.CACHE", tmp_path / ".jepa-cache")
     return tmp_path / ".jepa-cache"
 
 
@@ -78,6 +78,15 @@ def tiny_config(source: str, **changes) -> Config:
         optim=OptimConfig(warmup=2),
     )
     return dataclasses.replace(config, **changes)
+
+
+def override(config: Config, **settings) -> Config:
+    """Change settings of a config: override(config, steps=3, objective__variance=0.0)."""
+    for name, value in settings.items():
+        head, _, rest = name.partition("__")
+        part = override(getattr(config, head), **{rest: value}) if rest else value
+        config = dataclasses.replace(config, **{head: part})
+    return config
 
 
 @pytest.fixture

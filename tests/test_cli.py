@@ -8,8 +8,8 @@ import pytest
 
 from jepa.cli import main
 from jepa.config import EnergyConfig
-from jepa.config_json import read_config, to_dict
-from jepa.recipes import RECIPES
+from jepa.config.recipes import RECIPES
+from jepa.config.serialization import read_config, to_dict
 from jepa.runs import Run
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -74,7 +74,7 @@ def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_one_flag_exchanges_the_backbone(capsys, config_file, tmp_path):
+def test_one_flag_replaces_the_backbone(capsys, config_file, tmp_path):
     run = tmp_path / "run"
     flags = ["--backbone", "energy", "--backbone.alpha", "0.2"]
     assert call(capsys, "train", "--config", config_file, "--run", str(run), *flags)[0] == 0
@@ -91,16 +91,19 @@ def test_one_flag_exchanges_the_backbone(capsys, config_file, tmp_path):
         (["trian"], "there is no command 'trian'; did you mean 'train'?"),
         (["train", "dmeo"], "there is no recipe 'dmeo'; did you mean 'demo'?"),
         (["train", "--stepz", "3"], "--steps"),
-        (["train", "--steps", "0"], "steps is 0; it takes a whole number from 1"),
+        (["train", "--steps", "0"], "steps is 0; it takes a whole number, 1 or more"),
         (["train", "--steps", "many"], "many"),
-        (["train", "--backbone.stem", "linear", "--backbone.patch", "5"], "which does not divide the image of 28x28"),
+        (
+            ["train", "--backbone.stem", "linear", "--backbone.patch", "5"],
+            "the image of 28x28 pixels is not a multiple of it",
+        ),
         (
             ["train", "--backbone", "enrgy"],
             "--backbone is 'enrgy'; it takes vit, energy, convnet; did you mean 'energy'?",
         ),
-        (["train", "--backbone", "energy", "--backbone.alpha", "-1"], "backbone.alpha is -1.0, the size of a step"),
-        (["train", "--backbone", "--steps", "1"], "--backbone has no value; it takes vit, energy or convnet"),
-        (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "5 heads do not divide 96"),
+        (["train", "--backbone", "energy", "--backbone.alpha", "-1"], "backbone.alpha is -1.0; it takes a number"),
+        (["train", "--backbone", "--steps", "1"], "--backbone has no value; it takes vit, energy, convnet"),
+        (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "96 is not divisible by 5 heads"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),
         (["train", "--device", "tpu9"], "device is 'tpu9'; it takes auto, cpu, cuda"),
         (["train", "--config", "nowhere.json"], "the config nowhere.json cannot be read"),
@@ -111,7 +114,7 @@ def test_one_flag_exchanges_the_backbone(capsys, config_file, tmp_path):
         (["evaluate"], "RUN"),
     ],
 )
-def test_bad_input_is_said_without_a_traceback(capsys, monkeypatch, tmp_path, arguments, message):
+def test_bad_input_is_one_sentence_without_a_traceback(capsys, monkeypatch, tmp_path, arguments, message):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "something").touch()
     code, out, err = call(capsys, *arguments)
@@ -157,7 +160,7 @@ def test_the_loop_runs_as_a_file():
     command = [sys.executable, str(ROOT / "jepa" / "train.py"), "demo", "--steps", "0"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "jepa: steps is 0; it takes a whole number from 1\n"
+    assert result.stderr == "jepa: steps is 0; it takes a whole number, 1 or more\n"
 
 
 def test_a_closed_pipe_is_no_traceback():

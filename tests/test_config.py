@@ -18,8 +18,8 @@ from jepa.config import (
     parse_width,
     suggest,
 )
-from jepa.config_json import flat, from_dict, read_config, to_dict
-from jepa.recipes import RECIPES, facts
+from jepa.config.recipes import RECIPES, documentation
+from jepa.config.serialization import flat, from_dict, read_config, to_dict
 
 
 @pytest.mark.parametrize("name", RECIPES)
@@ -27,7 +27,7 @@ def test_recipes_go_to_json_and_back(name):
     config = RECIPES[name]()
     assert config.name == name
     assert from_dict(Config, json.loads(json.dumps(to_dict(config)))) == config
-    assert {"what", "command", "time", "result"} <= facts(RECIPES[name]).keys()
+    assert {"what", "command", "time", "result"} <= documentation(RECIPES[name]).keys()
 
 
 @given(
@@ -68,7 +68,7 @@ def test_parts_carry_their_kind():
         ([], "config is []; it takes an object of settings"),
     ],
 )
-def test_bad_json_is_one_sentence(values, message):
+def test_bad_json_is_refused_in_one_sentence(values, message):
     with pytest.raises(InputError, match=re.escape(message)):
         from_dict(Config, values)
 
@@ -76,12 +76,12 @@ def test_bad_json_is_one_sentence(values, message):
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda: Config(steps=0), "steps is 0; it takes a whole number from 1"),
-        (lambda: Config(batch_size=10, accumulate=3), "does not divide the batch_size 10"),
+        (lambda: Config(steps=0), "steps is 0; it takes a whole number, 1 or more"),
+        (lambda: Config(batch_size=10, accumulate=3), "the batch_size 10 is not a multiple of it"),
         (lambda: Config(backbone=ViTConfig(patch=5), data=DataConfig(image_size=32)), "--data.image-size 30"),
         (lambda: Config(eval_every=-1), "eval_every is -1"),
         (lambda: ViTConfig(size="bas"), "did you mean 'base'?"),
-        (lambda: ViTConfig(size="100x4x3"), "3 heads do not divide 100"),
+        (lambda: ViTConfig(size="100x4x3"), "100 is not divisible by 3 heads"),
         (lambda: ViTConfig(size="12"), "DIMxDEPTH"),
         (lambda: ViTConfig(patch=14, stem="conv"), "power of 2"),
         (lambda: CropConfig(scale=(0.5, 0.2)), "crop.scale"),
@@ -99,7 +99,7 @@ def test_bad_json_is_one_sentence(values, message):
         (lambda: DataConfig(holdout=0.7), "data.holdout is 0.7"),
     ],
 )
-def test_settings_that_make_no_sense_are_one_sentence(make, message):
+def test_impossible_settings_are_refused_in_one_sentence(make, message):
     with pytest.raises(InputError, match=re.escape(message)) as caught:
         make()
     assert "\n" not in str(caught.value)

@@ -1,5 +1,4 @@
 import dataclasses
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -9,20 +8,25 @@ import pytest
 import torch
 
 from jepa.config import DataConfig, InputError
-from jepa.data import Loader, auto_workers, open_dataset, split_holdout, step_order
-from jepa.data.loader import _ahead
-from jepa.data.sources import SAMPLE
-from jepa.train import measured
+from jepa.data import ImageDataset, Loader, auto_workers, open_dataset, split_holdout, step_order
+from jepa.data.loader import _prefetch
+from jepa.data.sources.parquet import SAMPLE
+from jepa.data.stats import measure_statistics
 from tests.conftest import toy_images, write_parquet
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 CPU = torch.device("cpu")
 
 
-def everything(images) -> torch.Tensor:
-    read = images.read(torch.arange(len(images)))
-    assert not read.unreadable
-    return read.pixels
+def read_all(dataset: ImageDataset) -> torch.Tensor:
+    batch = dataset.read(torch.arange(len(dataset)))
+    assert not batch.unreadable
+    return batch.pixels
+
+
+def loader(dataset: ImageDataset, batch_size: int, **settings) -> Loader:
+    """Load the first 80 images in the order of seed 0."""
+    return Loader(dataset=dataset, indices=torch.arange(80), batch_size=batch_size, seed=0, device=CPU, **settings)
 
 
 def test_the_sample_is_fashion_mnist():
@@ -34,13 +38,13 @@ def test_the_sample_is_fashion_mnist():
     assert train.cache.complete
     assert train.labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
-    filled = measured(data, train)
-    assert abs(filled.mean[0] - 0.286) < 0.005  # the published statistics of the whole set: 0.2860 and 0.3530
-    assert abs(filled.std[0] - 0.353) < 0.005
+    measured = measure_statistics(data, train)
+    assert abs(measured.mean[0] - 0.286) < 0.005  # the published statistics of the whole set: 0.2860 and 0.3530
+    assert abs(measured.std[0] - 0.353) < 0.005
     assert sum(file.stat().st_size for file in SAMPLE.glob("*.parquet")) < 6e6
 
 
-@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not beside the project")
+@pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not available")
 def test_cifar10_in_the_layout_of_the_hub():
     test = open_dataset(DataConfig(source=str(CIFAR10)), "test")
     assert len(test) == 10_000
@@ -56,7 +60,7 @@ def test_parquet_is_bit_exact_and_splits_follow_file_names(tmp_path):
     for source in (tmp_path / "data", tmp_path, tmp_path / "data" / "*.parquet"):
         data = DataConfig(source=str(source), image_size=16)
         train, test = open_dataset(data), open_dataset(data, "test")
-        assert torch.equal(everything(train), torch.from_numpy(np.stack(images[:9])).permute(0, 3, 1, 2))
+        assert torch.equal(read_all(train), torch.from_numpy(np.stack(images[:9])).permute(0, 3, 1, 2))
         assert train.labels.tolist() == labels[:9]
         assert len(test) == 3
     single = DataConfig(source=str(tmp_path / "data" / "train-00000-of-00002.parquet"), image_size=16)
@@ -64,58 +68,59 @@ def test_parquet_is_bit_exact_and_splits_follow_file_names(tmp_path):
     assert open_dataset(single, "test") is None
 
 
-def test_the_cache_changes_nothing_but_the_time(toy_source):
+def test_batches_are_the_same_with_a_cache_and_with_workers(toy_source):
     data = DataConfig(source=toy_source, image_size=16)
-    kept, fresh = open_dataset(data), open_dataset(dataclasses.replace(data, cache_gb=0.0))
-    assert fresh.cache is None
-    index = torch.tensor([5, 0, 79])
-    assert torch.equal(kept.read(index).pixels, fresh.read(index).pixels)
-    loaders = [
-        Loader(images, torch.arange(80), 8, 0, CPU, workers=k) for images, k in ((kept, 0), (fresh, 0), (fresh, 2))
-    ]
-    for one, other, third in zip(*(loader.steps(range(3, 30)) for loader in loaders), strict=True):
-        assert torch.equal(one[0].images, other[0].images)
-        assert torch.equal(one[0].images, third[0].images)
-        assert torch.equal(one[0].labels, third[0].labels)
+    cached, uncached = open_dataset(data), open_dataset(dataclasses.replace(data, cache_gb=0.0))
+    assert uncached.cache is None
+    indices = torch.tensor([5, 0, 79])
+    assert torch.equal(cached.read(indices).pixels, uncached.read(indices).pixels)
+    loaders = [loader(cached, 8, workers=0), loader(uncached, 8, workers=0), loader(uncached, 8, workers=2)]
+    for first, second, third in zip(*(each.steps(range(3, 30)) for each in loaders), strict=True):
+        assert torch.equal(first[0].images, second[0].images)
+        assert torch.equal(first[0].images, third[0].images)
+        assert torch.equal(first[0].labels, third[0].labels)
 
 
-def test_several_sizes_need_a_canvas(tmp_path):
+def test_images_that_differ_in_size_require_a_canvas(tmp_path):
     rng = np.random.default_rng(0)
     images = [rng.integers(0, 256, (height, 40, 3), dtype=np.uint8) for height in (20, 30, 64)]
     write_parquet(tmp_path / "train.parquet", images)
     data = DataConfig(source=str(tmp_path), image_size=16)
-    with pytest.raises(InputError, match=r"several sizes.*--data.canvas"):
+    with pytest.raises(InputError, match=r"differ in size.*--data.canvas"):
         open_dataset(data)
-    assert everything(open_dataset(dataclasses.replace(data, canvas=24))).shape == (3, 3, 24, 24)
-    assert everything(open_dataset(dataclasses.replace(data, canvas=24, channels=1))).shape == (3, 1, 24, 24)
-    assert everything(open_dataset(dataclasses.replace(data, canvas=(20, 40)))).shape == (3, 3, 20, 40)
+    assert read_all(open_dataset(dataclasses.replace(data, canvas=24))).shape == (3, 3, 24, 24)
+    assert read_all(open_dataset(dataclasses.replace(data, canvas=24, channels=1))).shape == (3, 1, 24, 24)
+    assert read_all(open_dataset(dataclasses.replace(data, canvas=(20, 40)))).shape == (3, 3, 20, 40)
 
 
-def test_every_epoch_shows_every_image_once_in_another_order():
-    shown = torch.cat([step_order(step, 10, 95, seed=0) for step in range(19)])
-    first, second = shown.split(95)
+def test_every_epoch_is_another_permutation_of_all_images():
+    order = torch.cat([step_order(step, 10, 95, seed=0) for step in range(19)])
+    first, second = order.split(95)
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(95))
     assert not torch.equal(first, second)
     assert not torch.equal(first, torch.cat([step_order(step, 10, 95, seed=1) for step in range(10)])[:95])
 
 
-def test_ranks_and_parts_share_out_one_batch(toy_source):
-    images = open_dataset(DataConfig(source=toy_source, image_size=16))
-    index = torch.arange(80)
-    whole = next(Loader(images, index, 16, 0, CPU).steps(range(1)))[0]
-    pieces = [part for rank in range(2) for part in next(Loader(images, index, 16, 0, CPU, 2, rank, 2).steps(range(1)))]
-    assert torch.equal(whole.images, torch.cat([piece.images for piece in pieces]))
-    assert torch.equal(torch.arange(16), torch.cat([piece.rows for piece in pieces]))
+def test_processes_and_microbatches_divide_one_batch(toy_source):
+    dataset = open_dataset(DataConfig(source=toy_source, image_size=16))
+    whole = next(loader(dataset, 16).steps(range(1)))[0]
+    microbatches = []
+    for rank in range(2):
+        microbatches += next(loader(dataset, 16, num_microbatches=2, rank=rank, world_size=2).steps(range(1)))
+    assert [len(batch.images) for batch in microbatches] == [4] * 4
+    assert torch.equal(whole.images, torch.cat([batch.images for batch in microbatches]))
+    assert torch.equal(whole.labels, torch.cat([batch.labels for batch in microbatches]))
+    assert torch.equal(torch.arange(16), torch.cat([batch.positions for batch in microbatches]))
 
 
-def test_holdout_is_disjoint_and_the_same_for_all():
-    train, held = split_holdout(1000, 0.1)
-    assert len(held) == 100
-    assert len(torch.cat([train, held]).unique()) == 1000
+def test_the_holdout_is_disjoint_and_limited():
+    train, held_out = split_holdout(1000, 0.1)
+    assert len(held_out) == 100
+    assert len(torch.cat([train, held_out]).unique()) == 1000
     assert len(split_holdout(10**6, 0.1)[1]) == 2000
 
 
-def test_a_test_split_with_hidden_labels_gives_way_to_validation(tmp_path):
+def test_the_validation_split_replaces_a_test_split_with_hidden_labels(tmp_path):
     images, labels = toy_images(6)
     write_parquet(tmp_path / "train-0.parquet", images, labels)
     write_parquet(tmp_path / "test-0.parquet", images, [-1] * 6)
@@ -125,7 +130,7 @@ def test_a_test_split_with_hidden_labels_gives_way_to_validation(tmp_path):
     assert open_dataset(data, "test").labels.tolist() == labels[:4]
 
 
-def test_a_split_can_stand_anywhere_in_the_file_name(tmp_path):
+def test_a_split_may_be_anywhere_in_the_file_name(tmp_path):
     images, labels = toy_images(6)
     write_parquet(tmp_path / "mnist-train.parquet", images[:4], labels[:4])
     write_parquet(tmp_path / "mnist-test.parquet", images[4:], labels[4:])
@@ -134,7 +139,7 @@ def test_a_split_can_stand_anywhere_in_the_file_name(tmp_path):
     assert (len(open_dataset(data)), len(open_dataset(data, "test"))) == (10, 2)
 
 
-def test_labels_and_columns_that_do_not_fit(tmp_path):
+def test_invalid_labels_and_columns(tmp_path):
     images, labels = toy_images(3)
     first = write_parquet(tmp_path / "a" / "train-0.parquet", images, labels)
     write_parquet(tmp_path / "a" / "train-1.parquet", images)
@@ -150,7 +155,7 @@ def test_labels_and_columns_that_do_not_fit(tmp_path):
     assert len(open_dataset(DataConfig(source=str(tmp_path / "plain.parquet"), image_size=16))) == 3
 
 
-def test_bad_sources_are_one_sentence(tmp_path, toy_source):
+def test_an_invalid_source_is_an_error_in_one_sentence(tmp_path):
     (tmp_path / "empty").mkdir()
     (tmp_path / "broken.parquet").write_bytes(b"PAR1 and then nothing")
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "text.parquet")
@@ -160,43 +165,45 @@ def test_bad_sources_are_one_sentence(tmp_path, toy_source):
     pq.write_table(pa.table({"image": not_an_image}), tmp_path / "garbled.parquet")
     for name, message in {
         "nowhere": "there is nothing at",
-        "empty": "has no images in it",
+        "empty": "holds no images",
         "broken.parquet": "cannot be read as parquet",
         "text.parquet": "no column of images",
         "none.parquet": "holds no images",
         "only": "no training split",
-        "garbled.parquet": "no image of .* can be read: row 0: is no image",
+        "garbled.parquet": "no image of .* can be read: row 0: it is not an image",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
             open_dataset(DataConfig(source=str(tmp_path / name)))
         assert "\n" not in str(caught.value)
-    images = open_dataset(DataConfig(source=toy_source))
+
+
+def test_a_loader_checks_the_batch_size(toy_source):
+    dataset = open_dataset(DataConfig(source=toy_source))
     with pytest.raises(InputError, match="choose --batch-size 80 or less"):
-        Loader(images, torch.arange(80), 81, 0, CPU)
-    with pytest.raises(InputError, match="do not divide"):
-        Loader(images, torch.arange(80), 16, 0, CPU, 1, 0, 3)
+        loader(dataset, 81)
+    with pytest.raises(InputError, match="not a multiple of 3 processes"):
+        loader(dataset, 16, world_size=3)
 
 
-def test_batches_made_ahead_keep_their_order_and_their_errors():
+def test_prefetched_batches_keep_their_order_and_their_errors():
     def batches(count: int):
         yield from range(1, count)
         raise InputError("the disk is gone")
 
-    seen = []
+    received = []
     with pytest.raises(InputError, match="the disk is gone"):
-        seen.extend(_ahead(batches(9)))
-    assert seen == list(range(1, 9))
-    few = _ahead(iter(range(1, 100)))
-    assert next(few) == 1
-    few.close()
+        received.extend(_prefetch(batches(9)))
+    assert received == list(range(1, 9))
+    prefetched = _prefetch(iter(range(1, 100)))
+    assert next(prefetched) == 1
+    prefetched.close()
 
 
-def test_workers_are_shared_out_over_the_processes_of_a_machine(monkeypatch):
-    module = sys.modules["jepa.data.stream"]  # the package's `stream` is the function
-    monkeypatch.setattr(module, "cores", lambda: 64)
+def test_cores_are_divided_among_the_processes_of_a_machine(monkeypatch):
+    monkeypatch.setattr("jepa.data.workers.cores", lambda: 64)
     assert auto_workers(CPU) == 0
     assert auto_workers(torch.device("cuda")) == 16
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "8")
     assert auto_workers(torch.device("cuda")) == 8
-    monkeypatch.setattr(module, "cores", lambda: 2)
+    monkeypatch.setattr("jepa.data.workers.cores", lambda: 2)
     assert auto_workers(torch.device("cuda")) == 1

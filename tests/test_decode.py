@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from jepa.data.decode import EXTENSIONS, Unreadable, decode, fit
+from jepa.data.decode import EXTENSIONS, Unreadable, decode, fit_canvas
 from tests.zoo import BROKEN, photo, write_zoo
 
 
@@ -22,7 +22,7 @@ def encoded(image: Image.Image, kind: str = "PNG", **options) -> bytes:
     return buffer.getvalue()
 
 
-def test_every_kind_gives_eight_bits_in_the_channels_asked_for(zoo):
+def test_every_kind_of_file_becomes_eight_bits_of_one_or_three_channels(zoo):
     folder, readable = zoo
     assert len(readable) > 25
     for name in readable:
@@ -34,7 +34,7 @@ def test_every_kind_gives_eight_bits_in_the_channels_asked_for(zoo):
             assert pixels.flags.c_contiguous
 
 
-def test_broken_files_say_why_on_one_line(zoo):
+def test_broken_files_raise_a_reason_on_one_line(zoo):
     folder, _ = zoo
     for name in BROKEN:
         with pytest.raises(Unreadable) as reason:
@@ -45,7 +45,7 @@ def test_broken_files_say_why_on_one_line(zoo):
         decode((folder / "bomb.png").read_bytes(), 3)
 
 
-def test_kinds_show_the_same_picture(zoo):
+def test_all_kinds_of_file_decode_to_the_same_image(zoo):
     folder, _ = zoo
     exact = np.asarray(photo()).transpose(2, 0, 1)
     for name in ("plain.png", "plain.bmp", "plain.tif", "animated.webp", "pages.tif"):
@@ -59,7 +59,7 @@ def test_kinds_show_the_same_picture(zoo):
         assert np.abs(decode((folder / name).read_bytes(), 3).astype(int) - exact).mean() < 8, name
 
 
-def test_a_turned_camera_is_turned_back(zoo):
+def test_images_are_rotated_by_their_exif_orientation(zoo):
     folder, _ = zoo
     turned = decode((folder / "turned.jpg").read_bytes(), 3)
     assert turned.shape == (3, 48, 40)
@@ -70,7 +70,7 @@ def test_a_turned_camera_is_turned_back(zoo):
     assert np.abs(small.astype(int) - whole).mean() < 5
 
 
-def test_transparent_parts_lie_on_white():
+def test_transparent_parts_become_white():
     image = Image.new("RGBA", (4, 4), (10, 20, 30, 0))
     image.putpixel((0, 0), (10, 20, 30, 255))
     pixels = decode(encoded(image), 3)
@@ -78,7 +78,7 @@ def test_transparent_parts_lie_on_white():
     assert pixels[:, 1, 1].tolist() == [255, 255, 255]
 
 
-def test_a_canvas_is_the_centre_of_its_aspect():
+def test_a_canvas_is_the_centre_crop_of_its_aspect_ratio():
     ramp = np.broadcast_to(np.arange(90, dtype=np.uint8), (60, 90))
     square = decode(encoded(Image.fromarray(ramp)), 1, (30, 30))[0]
     assert np.abs(square[0] - (15 + 2 * np.arange(30) + 0.5)).max() <= 2  # columns 15 to 75
@@ -90,13 +90,13 @@ def test_a_canvas_is_the_centre_of_its_aspect():
 
 
 @given(st.tuples(*[st.integers(1, 5000)] * 2), st.tuples(*[st.integers(1, 500)] * 2))
-def test_any_size_fits_any_canvas(size, canvas):
-    assert fit(Image.new("L", size), canvas).size == canvas[::-1]
+def test_any_image_is_resized_to_any_canvas(size, canvas):
+    assert fit_canvas(Image.new("L", size), canvas).size == canvas[::-1]
 
 
 @pytest.mark.parametrize("orientation", [1, 6])
 @pytest.mark.parametrize("canvas", [(100, 100), (60, 240), (240, 60)])
-def test_scaled_decoding_shows_what_full_decoding_shows(canvas, orientation):
+def test_decoding_at_a_reduced_scale_equals_full_decoding(canvas, orientation):
     exif = Image.Exif()
     exif[0x0112] = orientation
     image = photo(1600, 1200)
@@ -105,6 +105,6 @@ def test_scaled_decoding_shows_what_full_decoding_shows(canvas, orientation):
     assert np.abs(scaled.astype(int) - full).mean() < 1.5
 
 
-def test_extensions_are_those_of_images():
+def test_extensions_are_those_of_raster_images():
     assert {".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"} <= EXTENSIONS
     assert not {".pdf", ".eps", ".txt", ".mp4", ".hdf5"} & EXTENSIONS

@@ -8,8 +8,15 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from jepa.config import InputError
-from jepa.evaluation import Features, few_labels, knn, linear_probe, probes, rankme, spectrum, spread, table
-from jepa.evaluation.logistic import accuracy, fit_logistic, standard
+from jepa.evaluation import linear_probe as linear_probe_module
+from jepa.evaluation import pca
+from jepa.evaluation.collapse import feature_std, rankme, spectrum
+from jepa.evaluation.features import Features
+from jepa.evaluation.knn import knn
+from jepa.evaluation.linear_probe import few_labels, linear_probe
+from jepa.evaluation.logistic_regression import accuracy, feature_statistics, fit_logistic
+from jepa.evaluation.pca import principal_axes
+from jepa.report.text import score_table
 
 
 def features(x: torch.Tensor, labels: torch.Tensor, split: str) -> Features:
@@ -17,14 +24,14 @@ def features(x: torch.Tensor, labels: torch.Tensor, split: str) -> Features:
 
 
 def planted(count: int, dim: int, classes: int, gap: float, seed: int) -> Features:
-    """Gaussian classes whose means lie `gap` from the origin; another split for each seed."""
+    """Draw Gaussian classes whose means are `gap` away from the origin; each seed is a split of its own."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
     means = torch.nn.functional.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(99)), dim=1)
     return features(gap * means[labels] + torch.randn(count, dim, generator=generator), labels, f"split {seed}")
 
 
-def test_a_planted_separation_is_found_and_none_is_chance():
+def test_separated_classes_are_found_and_identical_ones_are_at_chance():
     for gap, low, high in ((8.0, 99, 100), (0.0, 17, 33)):
         train, test = planted(2000, 20, 4, gap, 0), planted(1000, 20, 4, gap, 1)
         assert low <= knn(train, test)[20] <= high
@@ -35,8 +42,8 @@ def test_knn_agrees_with_scikit_learn():
     train, test = planted(1500, 16, 5, 2.0, 0), planted(700, 16, 5, 2.0, 1)
     mean = train.x.mean(0)
     unit = [torch.nn.functional.normalize(x - mean, dim=1).numpy() for x in (train.x, test.x)]
-    ours = knn(train, test, (1, 20, 200))
-    for k, score in ours.items():
+    accuracies = knn(train, test, (1, 20, 200))
+    for k, score in accuracies.items():
         reference = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         reference.fit(unit[0], train.labels)
         assert math.isclose(score, 100 * reference.score(unit[1], test.labels), abs_tol=0.15)
@@ -53,14 +60,14 @@ def test_the_probe_agrees_with_scikit_learn_at_the_same_penalty():
 
 def test_scores_do_not_depend_on_scale_or_offset_of_the_features():
     train, test = planted(1000, 8, 3, 2.0, 0), planted(500, 8, 3, 2.0, 1)
-    moved = [replace(split, x=3 * split.x + 100) for split in (train, test)]
+    moved = [replace(features, x=3 * features.x + 100) for features in (train, test)]
     assert abs(knn(train, test)[20] - knn(*moved)[20]) < 0.5
     scale = torch.logspace(-3, 3, 8)
-    stretched = [replace(split, x=split.x * scale) for split in (train, test)]
+    stretched = [replace(features, x=features.x * scale) for features in (train, test)]
     assert abs(linear_probe(train, test)[0] - linear_probe(*stretched)[0]) < 0.5
 
 
-def test_a_shift_of_the_test_labels_shows():
+def test_shifted_test_labels_give_zero_accuracy():
     train, test = planted(2000, 20, 4, 8.0, 0), planted(1000, 20, 4, 8.0, 1)
     shifted = replace(test, labels=(test.labels + 1) % 4)
     assert knn(train, shifted)[20] < 1
@@ -68,17 +75,17 @@ def test_a_shift_of_the_test_labels_shows():
     assert few_labels(train, shifted, 0.1) < 1
 
 
-def test_no_image_is_both_fitted_and_scored():
+def test_images_in_both_train_and_test_are_refused():
     train = planted(200, 20, 4, 8.0, 0)
-    part = Features(train.x[150:], train.labels[150:], train.rows[150:], train.source)
+    part = Features(train.x[150:], train.labels[150:], train.indices[150:], train.source)
     for measure in (knn, linear_probe):
-        with pytest.raises(InputError, match="both fitted and scored"):
+        with pytest.raises(InputError, match="are in both train and test"):
             measure(train, part)
 
 
-def test_what_a_probe_cannot_do_is_one_sentence():
+def test_missing_labels_and_too_few_images_are_errors():
     train, test = planted(30, 4, 2, 8.0, 0), planted(10, 4, 2, 8.0, 1)
-    with pytest.raises(InputError, match="50 neighbours are asked for among 30 images"):
+    with pytest.raises(InputError, match="50 neighbours but 30 training images"):
         knn(train, test, (50,))
     with pytest.raises(InputError, match="no labels"):
         knn(replace(train, labels=None), test)
@@ -86,21 +93,30 @@ def test_what_a_probe_cannot_do_is_one_sentence():
         linear_probe(replace(train, labels=torch.ones_like(train.labels)), test)
 
 
-def test_few_labels_are_the_same_share_of_every_class():
+def test_few_labels_score_below_all_labels():
     train, test = planted(2000, 20, 4, 4.0, 0), planted(1000, 20, 4, 4.0, 1)
-    few, all_of_them = few_labels(train, test, 0.01), linear_probe(train, test)[0]
-    assert 60 < few < all_of_them
+    few, full = few_labels(train, test, 0.01), linear_probe(train, test)[0]
+    assert 60 < few < full
     assert few_labels(planted(300, 20, 4, 4.0, 0), test, 0.001) is None
 
 
 def test_minibatches_come_close_to_lbfgs(monkeypatch):
     train, test = planted(6000, 16, 5, 2.0, 0), planted(4000, 16, 5, 2.0, 1)
     exact = linear_probe(train, test)[0]
-    monkeypatch.setattr(probes, "IN_MEMORY", 0)
+    monkeypatch.setattr(linear_probe_module, "MAX_LBFGS_BYTES", 0)
     assert abs(linear_probe(train, test)[0] - exact) < 1
 
 
-def test_spectrum_of_known_axes():
+def test_principal_axes_are_those_of_the_covariance_matrix_in_any_chunk_size(monkeypatch):
+    monkeypatch.setattr(pca, "CHUNK_SIZE", 300)
+    x = torch.randn(1000, 4, generator=torch.Generator().manual_seed(0)) @ torch.diag(torch.tensor([1.0, 5, 2, 9])) + 50
+    variances, axes = principal_axes(x)
+    assert variances.tolist() == sorted(variances.tolist(), reverse=True)
+    assert torch.allclose(axes.T @ axes, torch.eye(4, dtype=torch.float64))
+    assert torch.allclose(axes * variances @ axes.T, torch.cov(x.double().T))
+
+
+def test_spectrum_of_known_variances():
     x = torch.randn(20_000, 3, generator=torch.Generator().manual_seed(0)) * torch.tensor([3.0, 2.0, 1.0])
     assert torch.allclose(spectrum(x).float(), torch.tensor([9.0, 4.0, 1.0]) / 14, atol=0.01)
     assert spectrum(torch.ones(10, 3)).tolist() == [0, 0, 0]
@@ -113,15 +129,16 @@ def test_rankme_of_a_known_rank(rank):
     assert abs(rankme(basis @ directions.T) - rank) < 1e-2
 
 
-def test_spread_of_isotropic_and_collapsed_features():
+def test_feature_std_of_isotropic_and_collapsed_features():
     x = torch.randn(5000, 64, generator=torch.Generator().manual_seed(0))
-    assert abs(spread(x) - 1 / 8) < 2e-3
-    assert spread(torch.ones(100, 64)) < 1e-6
+    assert abs(feature_std(x) - 1 / 8) < 2e-3
+    assert feature_std(torch.ones(100, 64)) < 1e-6
 
 
-def test_table_has_a_row_for_everything_judged():
+def test_the_score_table_has_a_row_for_every_encoder():
     scores = {"knn": 50.0, "linear": 51.25, "rankme": 20.0}
-    text = table({"trained": scores, "context": scores, "untrained": scores, "pixels": {"knn": 40.0, "linear": 30.0}})
+    encoders = {"trained": scores, "context": scores, "untrained": scores}
+    text = score_table(encoders | {"pixels": {"knn": 40.0, "linear": 30.0}})
     assert [line.split("  ")[0] for line in text.splitlines()[1:]] == [
         "trained (target encoder)",
         "trained (context encoder)",
@@ -131,31 +148,30 @@ def test_table_has_a_row_for_everything_judged():
     assert "51.2" in text
 
 
-def test_what_is_asked_wrongly_is_said():
+def test_invalid_arguments_are_errors():
     train, test = planted(100, 8, 3, 2.0, 0), planted(50, 8, 3, 2.0, 1)
-    for wrong in ((0,), ()):
+    for neighbours in ((0,), ()):
         with pytest.raises(InputError, match="numbers above 0"):
-            knn(train, test, wrong)
+            knn(train, test, neighbours)
     with pytest.raises(InputError, match="widths 8 and 7"):
         knn(train, replace(test, x=test.x[:, :7]))
     with pytest.raises(InputError, match="last four layers"):
         linear_probe(train, test, last4=True)
-    broken = train.x.clone()
-    broken[3, 2] = torch.nan
+    invalid = train.x.clone()
+    invalid[3, 2] = torch.nan
     for measure in (rankme, spectrum, lambda x: knn(replace(train, x=x), test)):
         with pytest.raises(InputError, match="NaN or infinite"):
-            measure(broken)
-    with pytest.raises(InputError, match="two images or more"):
+            measure(invalid)
+    with pytest.raises(InputError, match="at least two images"):
         spectrum(train.x[:1])
 
 
-def test_few_rows_of_many_features_are_fitted_as_well():
+def test_fewer_images_than_features_are_fitted_as_well():
     train, test = planted(60, 300, 3, 2.0, 0), planted(500, 300, 3, 2.0, 1)
     reference = LogisticRegression(C=1 / (1e-3 * 60), max_iter=5000, tol=1e-8)
-    mean, std = standard(train.x)
+    mean, std = feature_statistics(train.x)
     reference.fit((train.x - mean) / std, train.labels)
-    theirs = 100 * reference.score((test.x - mean) / std, test.labels)
-    found, _ = linear_probe(train, test)
-    assert abs(found - theirs) < 5
+    expected = 100 * reference.score((test.x - mean) / std, test.labels)
+    assert abs(linear_probe(train, test)[0] - expected) < 5
     tiny = planted(5, 4, 2, 9.0, 0)
     assert linear_probe(tiny, planted(50, 4, 2, 9.0, 1))[0] >= 50

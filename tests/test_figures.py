@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import re
 
 import numpy as np
@@ -8,24 +9,24 @@ import torch
 from PIL import Image
 
 from jepa.cli import main
-from jepa.compare import gather, table
 from jepa.config import ConvNetConfig, EnergyConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig
-from jepa.evaluate import judge_subject
-from jepa.evaluation import project
+from jepa.evaluate import EvaluationRun, evaluate_run
 from jepa.evaluation.features import Features
-from jepa.figures import FIGURES, draw, film
-from jepa.report import verdict, write_report
-from jepa.subject import Subject
+from jepa.evaluation.projection import project
+from jepa.report.compare import comparison_table, gather
+from jepa.report.figures import FIGURES, draw
+from jepa.report.html import verdict, write_report
+from jepa.report.plot_attention import animate_attention
 from jepa.train import train
-from tests.conftest import toy_images, write_parquet
+from tests.conftest import override, toy_images, write_parquet
 
-SACCADE = SaccadeConfig(hidden=16, fixations=FixationConfig(field=0.6, shift=0.4, rotation=10))
+SACCADE = SaccadeConfig(hidden=16, fixations=FixationConfig(view_fraction=0.6, shift=0.4, rotation=10))
 KINDS = {
     "vit": {},
     "energy": {"backbone": EnergyConfig(size="32x3x2", patch=4)},
     "saccade": {"objective": SACCADE, "backbone": ConvNetConfig("test_convnext", small_stem=True)},
 }
-HAS = {
+EXPECTED = {
     "vit": {"masks", "curves", "attention", "dimension", "umap", "spectrum"},
     "energy": {"masks", "curves", "attention", "dimension", "umap", "spectrum"},
     "saccade": {"curves", "dimension", "umap", "spectrum", "saccades"},
@@ -34,51 +35,47 @@ HAS = {
 
 @pytest.fixture
 def many(tmp_path, monkeypatch):
-    """Enough test images for a correlation dimension; UMAP has a test of its own."""
-    monkeypatch.setattr("jepa.evaluation.projection.SHOWN", 10)
+    """Write enough test images for a correlation dimension. UMAP, which has a test of its own, is replaced by PCA."""
+    monkeypatch.setattr("jepa.evaluation.projection.MAX_POINTS", 10)
     for split, count, seed in (("train", 80, 0), ("test", 300, 1)):
         images, labels = toy_images(count, seed=seed)
         write_parquet(tmp_path / "many" / f"{split}.parquet", images, labels)
     return str(tmp_path / "many")
 
 
-@pytest.fixture(params=KINDS)
-def subject(request, tiny, many, tmp_path):
-    config = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, source=many), **KINDS[request.param])
-    opened = Subject.open(train(config, tmp_path / "run").path)
-    return request.param, opened
-
-
-def test_every_figure_draws_or_says_why_not_and_the_page_holds_them_all(subject):
-    kind, opened = subject
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_figure_is_drawn_or_does_not_apply_and_the_report_has_them_all(kind, tiny, many, tmp_path):
+    config = override(tiny, data__source=many, **KINDS[kind])
+    run = EvaluationRun.open(train(config, tmp_path / "run").path)
     for name in FIGURES:
-        if name in HAS[kind]:
-            figure = draw(name, opened)
+        if name in EXPECTED[kind]:
+            figure = draw(name, run)
             assert all(axes.has_data() or not axes.axison for axes in figure.axes), name
         else:
-            with pytest.raises(InputError, match=r"masks nothing|moves no eye|has no attention"):
-                draw(name, opened)
-    result = judge_subject(opened)
-    page = write_report(opened, result).read_text()
+            with pytest.raises(InputError, match=r"have no masks|have no saccades|has no attention"):
+                draw(name, run)
+    result = evaluate_run(run)
+    page = write_report(run, result).read_text()
     pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == len(HAS[kind]) + ("attention" in HAS[kind])  # the film
-    assert not re.search(r'(src|href)="(?!data:)', page)  # needs nothing else
+    assert len(pictures) == len(EXPECTED[kind]) + ("attention" in EXPECTED[kind])  # the animation
+    assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
     assert verdict(result) in page
-    assert ("has no attention to show" in page) == (kind == "saccade")
+    assert ("has no attention to draw" in page) == (kind == "saccade")
     assert '"source"' in page.replace("&quot;", '"')
 
 
-def test_the_film_sweeps_over_every_patch(tiny, tmp_path):
-    with Image.open(io.BytesIO(film(Subject.open(train(tiny, tmp_path / "run").path)))) as found:
-        assert found.n_frames == 16
+def test_the_animation_has_a_frame_for_every_patch(tiny, tmp_path):
+    run = EvaluationRun.open(train(tiny, tmp_path / "run").path)
+    with Image.open(io.BytesIO(animate_attention(run))) as animation:
+        assert animation.n_frames == 16
         frames = []
-        for number in range(found.n_frames):
-            found.seek(number)
-            frames.append(np.asarray(found.convert("RGB")).tobytes())
+        for number in range(animation.n_frames):
+            animation.seek(number)
+            frames.append(np.asarray(animation.convert("RGB")).tobytes())
     assert len(set(frames)) == 16
 
 
-def test_a_patch_outside_of_the_grid_is_refused(tiny, tmp_path, capsys):
+def test_a_patch_outside_the_grid_is_an_error(tiny, tmp_path, capsys):
     run = train(tiny, tmp_path / "run").path
     with pytest.raises(SystemExit) as stop:
         main(["plot", str(run), "attention", "--patch", "4", "0"])
@@ -86,7 +83,7 @@ def test_a_patch_outside_of_the_grid_is_refused(tiny, tmp_path, capsys):
     assert "a row of 0 to 3" in capsys.readouterr().err
 
 
-def test_plot_writes_what_there_is(tiny, tmp_path, capsys):
+def test_plot_writes_the_figures_that_apply(tiny, tmp_path, capsys):
     run = train(tiny, tmp_path / "run").path
     with pytest.raises(SystemExit) as stop:
         main(["plot", str(run)])
@@ -96,7 +93,7 @@ def test_plot_writes_what_there_is(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit):
         main(["plot", str(run), "masks", "--out", str(tmp_path / "own.svg")])
     assert (tmp_path / "own.svg").read_text().startswith("<?xml")
-    for arguments, told in (
+    for arguments, message in (
         (["atention"], "did you mean 'attention'"),
         (["masks", "--out", "a.txt"], "ends in .png"),
         (["--out", "a.png"], "takes one figure"),
@@ -104,50 +101,56 @@ def test_plot_writes_what_there_is(tiny, tmp_path, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["plot", str(run), *arguments])
         assert stop.value.code == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_a_run_without_labels_has_a_page(tiny, tmp_path):
+def test_a_run_without_labels_has_a_report(tiny, tmp_path):
     for split, count in (("train", 40), ("test", 30)):
         write_parquet(tmp_path / "bare" / f"{split}.parquet", toy_images(count)[0])
-    config = dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, source=str(tmp_path / "bare")))
-    opened = Subject.open(train(config, tmp_path / "run").path)
-    page = write_report(opened, judge_subject(opened)).read_text()
-    assert "Without labels nothing here proves that it learned" in page
+    config = override(tiny, data__source=str(tmp_path / "bare"))
+    run = EvaluationRun.open(train(config, tmp_path / "run").path)
+    page = write_report(run, evaluate_run(run)).read_text()
+    assert "Without labels, this evaluation cannot show whether the encoder learned" in page
     assert "need labels" in page
     assert "RankMe" in page
 
 
 @pytest.mark.parametrize(
-    ("knn", "linear", "told"), [(50, 50, "It learned:"), (50, 39, "in part"), (41, 39, "did not learn")]
+    ("knn", "linear", "summary"),
+    [
+        (50, 50, "Training improved the features: kNN +10.0 points and linear probe +10.0 points"),
+        (50, 39, "Training improved the features only by kNN accuracy: kNN +10.0 points and linear probe -1.0 points"),
+        (41, 39, "Training did not clearly improve the features: kNN +1.0 points and linear probe -1.0 points"),
+    ],
 )
-def test_the_verdict_asks_for_more_than_the_untrained_encoder_has(knn, linear, told):
-    found = {
+def test_the_verdict_compares_with_the_untrained_encoder(knn, linear, summary):
+    result = {
         "trained": {"knn": knn, "linear": linear},
         "untrained": {"knn": 40.0, "linear": 40.0},
         "pixels": {"knn": 45.0, "linear": 60.0},
         "data": {"test": 300},
     }
-    assert told in verdict(found)
-    assert ("Raw pixels are better (kNN and linear probe)" in verdict(found)) == (knn < 45)
-    assert "300 images decide little" in verdict(found)
-    found["untrained"] = {"knn": 97.0, "linear": 99.0}
-    assert "tells these classes apart already" in verdict(found)
+    assert verdict(result).startswith(summary)
+    pixels_are_better = "Raw pixels score higher than the trained encoder (kNN and linear probe)" in verdict(result)
+    assert pixels_are_better == (knn < 45)
+    assert "With 300 test images, differences of a few points may be due to chance" in verdict(result)
+    result["untrained"] = {"knn": 97.0, "linear": 99.0}
+    assert "already scores above 95 %" in verdict(result)
 
 
-def test_vicreg_shows_the_fixations_without_a_prediction(tiny, tmp_path):
+def test_vicreg_has_fixations_without_errors(tiny, tmp_path):
     backbone = ConvNetConfig("resnet18", small_stem=True)
     config = dataclasses.replace(
         tiny, objective=VICRegConfig(expander=16, fixations=SACCADE.fixations), backbone=backbone
     )
-    assert len(draw("saccades", Subject.open(train(config, tmp_path / "run").path)).axes) == 10
+    assert len(draw("saccades", EvaluationRun.open(train(config, tmp_path / "run").path)).axes) == 10
 
 
 def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     runs = []
     for name, changes in (("a", {"seed": 0}), ("b", {"seed": 1}), ("c", {"steps": 3})):
         run = train(dataclasses.replace(tiny, **changes), tmp_path / name)
-        judge_subject(Subject.open(run.path))
+        evaluate_run(EvaluationRun.open(run.path))
         runs.append(str(run.path))
     figure = tmp_path / "figures" / "compare.png"
     with pytest.raises(SystemExit) as stop:
@@ -157,42 +160,53 @@ def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     groups = gather([tmp_path / name for name in "abc"])
     assert [group.name for group in groups] == ["tiny (steps 6)", "tiny (steps 3)"]
     assert len(gather([tmp_path / "a", tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
-    assert table(groups) in out
+    assert comparison_table(groups) in out
     values = [result["trained"]["knn"] for result in groups[0].results]
     assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in out
     assert figure.stat().st_size > 5000
 
 
-def test_compare_says_what_it_needs(tiny, tmp_path, capsys):
+def test_compare_does_not_load_code_of_the_user(tiny, tmp_path):
+    run = train(tiny, tmp_path / "run")
+    evaluate_run(EvaluationRun.open(run.path))
+    settings = json.loads((run.path / "config.json").read_text())
+    settings["objective"] = {"kind": "mine", "weight": 0.5}
+    (run.path / "config.json").write_text(json.dumps(settings))
+    (group,) = gather([run.path])
+    assert group.settings["objective.kind"] == "mine"
+    assert group.name in comparison_table([group])
+
+
+def test_compare_names_what_is_missing(tiny, tmp_path, capsys):
     run = train(tiny, tmp_path / "run").path
-    for arguments, told in (
+    for arguments, message in (
         ([], "no run is given"),
-        ([str(run)], "was not judged yet"),
+        ([str(run)], "is not evaluated yet"),
         ([str(tmp_path)], "not a run"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["compare", *arguments])
         assert stop.value.code == 2
-        assert told in capsys.readouterr().err
+        assert message in capsys.readouterr().err
 
 
-def test_umap_places_classes_apart_and_the_same_again():
+def test_umap_separates_classes_and_is_deterministic():
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 3
     x = torch.randn(120, 8, generator=generator) + 6 * torch.eye(8)[labels]
     features = Features(x, labels, torch.arange(120), "planted")
-    found = project(features)
-    assert found.method == "UMAP"
-    assert torch.equal(found.places, project(features).places)
-    centres = torch.stack([found.places[labels == label].mean(0) for label in range(3)])
-    assert bool((torch.cdist(found.places, centres).argmin(1) == labels).all())
+    projection = project(features)
+    assert projection.method == "UMAP"
+    assert torch.equal(projection.points, project(features).points)
+    centres = torch.stack([projection.points[labels == label].mean(0) for label in range(3)])
+    assert bool((torch.cdist(projection.points, centres).argmin(1) == labels).all())
 
 
-def test_principal_axes_stand_in_for_umap(monkeypatch):
+def test_pca_is_used_without_umap(monkeypatch):
     monkeypatch.setattr("jepa.evaluation.projection.find_spec", lambda _: None)
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5, 1, 3, 1, 1])
-    found = project(Features(x, None, torch.arange(500), "planted"))
-    assert found.method == "PCA"
-    assert torch.allclose(found.places.std(0), torch.tensor([5.0, 3.0]), rtol=0.1)
-    flat = project(Features(torch.zeros(30, 1), None, torch.arange(30), "planted"))
-    assert flat.places.shape == (30, 2)
+    projection = project(Features(x, None, torch.arange(500), "planted"))
+    assert projection.method == "PCA"
+    assert torch.allclose(projection.points.std(0), torch.tensor([5.0, 3.0]), rtol=0.1)
+    one_dimension = project(Features(torch.zeros(30, 1), None, torch.arange(30), "planted"))
+    assert one_dimension.points.shape == (30, 2)

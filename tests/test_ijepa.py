@@ -1,4 +1,4 @@
-import dataclasses
+"""I-JEPA: the loss equals the equation, gradients and moving average, regularizers."""
 
 import pytest
 import torch
@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from jepa.backbones import take
 from jepa.config import Config
 from jepa.data import Batch
-from jepa.objectives import IJepa
-from jepa.objectives.ijepa import block_mean, masked_mean
+from jepa.objectives.ijepa import IJepa, block_mean, masked_mean
 from jepa.objectives.regularizers import covariance_matrix, variance_covariance
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
+from tests.conftest import override
 
 
 @pytest.fixture
 def config(tiny: Config) -> Config:
-    return dataclasses.replace(tiny, data=dataclasses.replace(tiny.data, mean=(0.5,) * 3, std=(0.25,) * 3))
+    return override(tiny, data__mean=(0.5,) * 3, data__std=(0.25,) * 3)
 
 
 def batch_of(count: int) -> Batch:
@@ -24,12 +24,12 @@ def batch_of(count: int) -> Batch:
     return Batch(images, None, torch.arange(count))
 
 
-def plain(config: Config) -> Config:
-    return dataclasses.replace(config, objective=dataclasses.replace(config.objective, variance=0.0, covariance=0.0))
+def without_regularizers(config: Config) -> Config:
+    return override(config, objective__variance=0.0, objective__covariance=0.0)
 
 
-def test_loss_equals_the_equation_written_out(config):
-    objective = fresh_objective(plain(config))
+def test_loss_equals_the_equation_for_each_image_and_target(config):
+    objective = fresh_objective(without_regularizers(config))
     inputs = objective.sample(batch_of(3), Rng(0, 0, torch.arange(3)))
     masks = inputs.masks
     whole = objective.target(inputs.images).x
@@ -38,31 +38,31 @@ def test_loss_equals_the_equation_written_out(config):
     for image in range(3):
         keep = masks.context[image][masks.context_valid[image]]
         context = objective.context(inputs.images[image : image + 1], keep[None]).x
-        blocks = []
-        for index, valid in zip(masks.targets[image], masks.targets_valid[image], strict=True):
+        losses = []
+        for indices, valid in zip(masks.targets[image], masks.targets_valid[image], strict=True):
             if not valid.any():
                 continue
-            wanted = index[valid]
+            target = indices[valid]
             predictor = objective.predictor
-            known = predictor.embed(context) + predictor.positions[keep]
-            asked = predictor.mask_token + predictor.positions[wanted]
-            tokens = predictor.trunk(torch.cat([known, asked[None]], 1))
+            context_tokens = predictor.embed(context) + predictor.positions[keep]
+            mask_tokens = predictor.mask_token + predictor.positions[target]
+            tokens = predictor.trunk(torch.cat([context_tokens, mask_tokens[None]], 1))
             predicted = predictor.project(tokens[0, len(keep) :])
-            blocks.append((predicted - targets[image, wanted]).square().mean())
-        expected.append(torch.stack(blocks).mean())
+            losses.append((predicted - targets[image, target]).square().mean())
+        expected.append(torch.stack(losses).mean())
     assert torch.allclose(objective(inputs)["loss"], torch.stack(expected).mean(), rtol=1e-5)
 
 
 def test_loss_is_linear_in_images(config):
-    objective = fresh_objective(plain(config))
+    objective = fresh_objective(without_regularizers(config))
     rng = Rng(0, 0, torch.arange(12))
     batch = batch_of(12)
     whole = objective(objective.sample(batch, rng))["loss"]
-    parts = []
-    for rows in torch.arange(12).split(4):
-        part = Batch(batch.images[rows], None, rows)
-        parts.append(objective(objective.sample(part, Rng(0, 0, rows)))["loss"])
-    assert torch.allclose(whole, torch.stack(parts).mean(), rtol=1e-5)
+    losses = []
+    for positions in torch.arange(12).split(4):
+        microbatch = Batch(batch.images[positions], None, positions)
+        losses.append(objective(objective.sample(microbatch, Rng(0, 0, positions)))["loss"])
+    assert torch.allclose(whole, torch.stack(losses).mean(), rtol=1e-5)
 
 
 def test_only_the_context_encoder_and_the_predictor_learn(config):
@@ -74,12 +74,8 @@ def test_only_the_context_encoder_and_the_predictor_learn(config):
         assert parameter.grad.abs().sum() > 0 or "qkv.bias" in name, name
 
 
-def test_the_target_starts_equal_and_follows_with_the_half_life(config):
-    objective = fresh_objective(
-        dataclasses.replace(
-            config, objective=dataclasses.replace(config.objective, ema_half_life=5, ema_half_life_end=5)
-        )
-    )
+def test_the_target_encoder_starts_equal_and_moves_half_way_in_a_half_life(config):
+    objective = fresh_objective(override(config, objective__ema_half_life=5, objective__ema_half_life_end=5))
     assert isinstance(objective, IJepa)
     start = {name: value.clone() for name, value in objective.target.state_dict().items()}
     assert all(torch.equal(value, objective.context.state_dict()[name]) for name, value in start.items())
@@ -92,9 +88,8 @@ def test_the_target_starts_equal_and_follows_with_the_half_life(config):
         assert torch.allclose(parameter - start[name], torch.full_like(parameter, 0.5), atol=1e-5), name
 
 
-def test_what_the_context_does_not_hold_cannot_reach_the_prediction(config):
-    stem = dataclasses.replace(config.backbone, stem="linear")
-    objective = fresh_objective(dataclasses.replace(config, backbone=stem))
+def test_pixels_outside_the_context_do_not_influence_the_prediction(config):
+    objective = fresh_objective(override(config, backbone__stem="linear"))
     inputs = objective.sample(batch_of(2), Rng(0, 0, torch.arange(2)))
     images, masks = inputs
     hidden = torch.ones(2, 16, dtype=torch.bool)
@@ -113,16 +108,16 @@ def test_block_mean_by_hand():
     assert block_mean(loss, valid) == ((2 + 5) / 2 + 2) / 2
 
 
-def test_masked_mean_leaves_padding_out():
+def test_masked_mean_ignores_padding():
     x = torch.tensor([[[1.0], [3.0], [100.0]]])
     assert masked_mean(x, torch.tensor([[True, True, False]])) == 2
 
 
-def test_take_gathers_rows():
+def test_take_gathers_tokens():
     tokens = torch.arange(24.0).view(2, 3, 4)
-    picked = take(tokens, torch.tensor([[[2, 0]], [[1, 1]]]))
-    assert torch.equal(picked[0, 0], tokens[0, [2, 0]])
-    assert torch.equal(picked[1, 0], tokens[1, [1, 1]])
+    gathered = take(tokens, torch.tensor([[[2, 0]], [[1, 1]]]))
+    assert torch.equal(gathered[0, 0], tokens[0, [2, 0]])
+    assert torch.equal(gathered[1, 0], tokens[1, [1, 1]])
 
 
 def test_variance_and_covariance_by_hand():
@@ -135,7 +130,7 @@ def test_variance_and_covariance_by_hand():
     assert torch.allclose(covariance_term, torch.tensor(2 * (1 / 3) ** 2 / 2))
 
 
-def test_covariance_leaves_out_the_diagonal_and_variance_stops_at_the_hinge():
+def test_covariance_ignores_the_diagonal_and_variance_is_0_above_the_hinge():
     x = 100 * torch.linalg.qr(torch.randn(64, 8, generator=torch.Generator().manual_seed(0)))[0]
     x = x - x.mean(0)
     x = torch.linalg.qr(x)[0] * 100
@@ -144,7 +139,7 @@ def test_covariance_leaves_out_the_diagonal_and_variance_stops_at_the_hinge():
     assert covariance_term < 1e-3
 
 
-def test_covariance_stays_in_fp32_under_autocast():
+def test_covariance_is_computed_in_fp32_under_autocast():
     x = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
     expected = torch.cov(x.T)
     with torch.autocast("cpu", torch.bfloat16):

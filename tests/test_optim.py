@@ -1,3 +1,5 @@
+"""Learning rate, weight decay, EMA momentum, and parameter groups."""
+
 import math
 
 import torch
@@ -9,41 +11,41 @@ from jepa.optim import build_optimizer, learning_rate, momentum, set_schedule, w
 CONFIG = OptimConfig(lr=1.0, lr_start=0.1, lr_end=0.01, warmup=10, weight_decay=0.04, weight_decay_end=0.4)
 
 
-def test_learning_rate_warms_up_and_falls_on_a_cosine():
-    rates = [learning_rate(step, 110, CONFIG) for step in range(111)]
-    assert math.isclose(rates[0], 0.1)
-    assert math.isclose(rates[5], 0.55)
-    assert math.isclose(rates[10], 1.0)
-    assert math.isclose(rates[60], (1.0 + 0.01) / 2)
-    assert math.isclose(rates[110], 0.01)
-    assert max(rates) == rates[10]
+def test_learning_rate_is_a_warmup_and_a_cosine():
+    lrs = [learning_rate(step, 110, CONFIG) for step in range(111)]
+    assert math.isclose(lrs[0], 0.1)
+    assert math.isclose(lrs[5], 0.55)
+    assert math.isclose(lrs[10], 1.0)
+    assert math.isclose(lrs[60], (1.0 + 0.01) / 2)
+    assert math.isclose(lrs[110], 0.01)
+    assert max(lrs) == lrs[10]
 
 
 def test_warmup_takes_at_most_a_quarter_of_a_short_run():
     assert math.isclose(learning_rate(1, 4, CONFIG), 1.0)
 
 
-def test_weight_decay_rises():
+def test_weight_decay_increases_on_a_cosine():
     assert math.isclose(weight_decay(0, 100, CONFIG), 0.04)
     assert math.isclose(weight_decay(50, 100, CONFIG), 0.22)
     assert math.isclose(weight_decay(100, 100, CONFIG), 0.4)
 
 
-def test_momentum_is_the_papers_at_its_half_lives():
+def test_momentum_with_the_half_lives_of_the_paper():
     assert abs(momentum(0, 173, 1e9) - 0.996) < 1e-4
     assert abs(momentum(1, 173, 1e9) - 1.0) < 1e-8
     assert abs(momentum(0.5, 173, 1e9) - 0.998) < 1e-4
     assert math.isclose(momentum(0, 7, 7) ** 7, 0.5)
 
 
-def test_biases_norms_and_single_tokens_do_not_decay():
+def test_biases_norms_and_single_tokens_have_no_weight_decay():
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     model.mask_token = nn.Parameter(torch.zeros(5))
     optimizer = build_optimizer(model, CONFIG)
     set_schedule(optimizer, 100, 100, CONFIG)
-    decayed, rest = optimizer.param_groups
-    assert [tuple(parameter.shape) for parameter in decayed["params"]] == [(3, 4)]
-    assert len(rest["params"]) == 4
-    assert decayed["weight_decay"] == 0.4
-    assert rest["weight_decay"] == 0
-    assert decayed["lr"] == rest["lr"]
+    with_decay, without_decay = optimizer.param_groups
+    assert [tuple(parameter.shape) for parameter in with_decay["params"]] == [(3, 4)]
+    assert len(without_decay["params"]) == 4
+    assert with_decay["weight_decay"] == 0.4
+    assert without_decay["weight_decay"] == 0
+    assert with_decay["lr"] == without_decay["lr"]

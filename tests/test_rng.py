@@ -1,19 +1,24 @@
+import pytest
 import torch
 
 from jepa.rng import Rng
 
 
-def test_a_draw_depends_on_the_row_and_not_on_the_batch():
+def test_a_draw_depends_on_the_position_and_not_on_the_batch():
     whole = Rng(1, 2, torch.arange(64)).uniform("masks", 3, 5)
-    parts = [Rng(1, 2, rows).uniform("masks", 3, 5) for rows in torch.arange(64).split(16)]
+    parts = [Rng(1, 2, positions).uniform("masks", 3, 5) for positions in torch.arange(64).split(16)]
     assert whole.shape == (64, 3, 5)
     assert torch.equal(whole, torch.cat(parts))
 
 
 def test_seed_step_and_purpose_each_change_every_number():
-    rows = torch.arange(100)
-    reference = Rng(0, 0, rows).uniform("a", 10)
-    for other in (Rng(1, 0, rows).uniform("a", 10), Rng(0, 1, rows).uniform("a", 10), Rng(0, 0, rows).uniform("b", 10)):
+    positions = torch.arange(100)
+    reference = Rng(0, 0, positions).uniform("a", 10)
+    for other in (
+        Rng(1, 0, positions).uniform("a", 10),
+        Rng(0, 1, positions).uniform("a", 10),
+        Rng(0, 0, positions).uniform("b", 10),
+    ):
         assert (reference == other).float().mean() < 1e-3
 
 
@@ -28,3 +33,13 @@ def test_draws_are_uniform_and_uncorrelated():
     assert correlation.abs().max() < 0.03
     neighbours = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
     assert abs(float(neighbours)) < 0.01
+
+
+def test_a_purpose_is_drawn_once():
+    """A second draw would return the same numbers, and two views of an image would be one."""
+    rng = Rng(0, 0, torch.arange(4))
+    first = rng.uniform("crop", 5)
+    with pytest.raises(ValueError, match="'crop' were drawn before in this step"):
+        rng.uniform("crop", 5)
+    assert torch.equal(first, Rng(0, 0, torch.arange(4)).uniform("crop", 5))
+    assert not torch.equal(first, rng.uniform("crop, view 1", 5))

@@ -18,15 +18,15 @@ def checkpointed(path) -> Run:
 
 def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     run = checkpointed(tmp_path / "run")
-    tensors, facts = run.load()
+    tensors, metadata = run.load()
     assert torch.equal(tensors["x"], torch.arange(1000.0))
-    assert facts == {"step": 5, "seconds": 1.0}
+    assert metadata == {"step": 5, "seconds": 1.0}
     assert Run.open(tmp_path / "run").config == Config()
     assert not list(run.path.rglob("*.tmp"))
     assert run.checkpoint().stat().st_mode & 0o777 == 0o644
 
 
-def test_what_is_not_a_run(tmp_path):
+def test_folders_that_are_not_runs_are_refused(tmp_path):
     with pytest.raises(InputError, match="there is no run folder"):
         Run.open(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is not a run folder"):
@@ -41,7 +41,7 @@ def test_a_checkpoint_cut_in_half(tmp_path):
     content = run.checkpoint().read_bytes()
     for length in (0, 5, len(content) // 2):
         run.checkpoint().write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"last.safetensors is damaged .*; best.safetensors lies beside it"):
+        with pytest.raises(InputError, match=r"last.safetensors is damaged .*; best.safetensors is in the same folder"):
             run.load()
 
 
@@ -50,7 +50,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path):
 
     run = checkpointed(tmp_path / "run")
     save_file({"x": torch.zeros(1)}, run.checkpoint())
-    with pytest.raises(InputError, match="is no checkpoint of this program"):
+    with pytest.raises(InputError, match="is not a checkpoint of this program"):
         run.load()
 
 
@@ -82,7 +82,7 @@ except InputError as error:
 """
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
-    assert re.search(r"cannot be written: .*last.safetensors is as it was: free the disk", result.stdout), result.stdout
+    assert re.search(r"cannot be written: .*last\.safetensors is unchanged: free disk", result.stdout), result.stdout
     assert len(result.stdout.splitlines()) == 1
     assert run.load()[1]["step"] == 5
     assert not list(run.path.rglob("*.tmp"))

@@ -1,3 +1,5 @@
+"""Saccade JEPA and VICReg: terms of the loss, teacher, backbones of timm, invalid settings, several processes."""
+
 import dataclasses
 import os
 import subprocess
@@ -8,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from jepa.backbones import ConvNet
+from jepa.backbones.convnet import ConvNet
 from jepa.config import Config, ConvNetConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig, with_backbone
 from jepa.data import Batch
 from jepa.objectives.saccade import GridPredictor, mlp
@@ -16,13 +18,14 @@ from jepa.optim import momentum
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
 from jepa.train import train
+from tests.conftest import override
 
-FIXATIONS = FixationConfig(field=0.6, shift=0.4, rotation=10)
-ALL = {"prediction": 1.0, "cycle": 0.5, "invariance": 0.3, "variance": 2.0, "covariance": 0.7, "inverse": 0.2}
+FIXATIONS = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
+WEIGHTS = {"prediction": 1.0, "cycle": 0.5, "invariance": 0.3, "variance": 2.0, "covariance": 0.7, "inverse": 0.2}
 
 
 def saccade_config(tiny: Config, backbone=None, **objective) -> Config:
-    """The tiny run with Saccade JEPA in place of I-JEPA."""
+    """Return the tiny config with Saccade JEPA instead of I-JEPA."""
     return dataclasses.replace(
         tiny,
         data=dataclasses.replace(tiny.data, mean=(0.5,) * 3, std=(0.25,) * 3),
@@ -43,15 +46,15 @@ def embeddings(objective, inputs):
 
 
 def test_every_term_equals_its_definition(tiny):
-    objective = fresh_objective(saccade_config(tiny, **ALL))
+    objective = fresh_objective(saccade_config(tiny, **WEIGHTS))
     inputs = inputs_of(objective)
     losses = objective(inputs)
     context, target = embeddings(objective, inputs)
     geometry, predictor = objective.geometry, objective.predictor
 
     def predict(x, saccade):
-        told = geometry.features(saccade) @ predictor.saccade.weight.T + predictor.saccade.bias
-        return predictor.layers(x + told)
+        embedding = geometry.features(saccade) @ predictor.saccade.weight.T + predictor.saccade.bias
+        return predictor.layers(x + embedding)
 
     def huber(x, y):
         error = (x - y).abs()
@@ -67,11 +70,11 @@ def test_every_term_equals_its_definition(tiny):
         "invariance": (context - target).square().mean(),
         "variance": (1 - std).clamp(min=0).mean(),
         "covariance": (covariance - covariance.diag().diag()).square().sum() / 32,
-        "inverse": F.mse_loss(objective.inverse(torch.cat([context, target], 1)), geometry.scaled(inputs.saccade)),
+        "inverse": F.mse_loss(objective.inverse(torch.cat([context, target], 1)), geometry.normalized(inputs.saccade)),
     }
     for name, value in expected.items():
         assert torch.allclose(losses[name], value, rtol=1e-4, atol=1e-6), name
-    assert torch.allclose(losses["loss"], sum(ALL[name] * value for name, value in expected.items()), rtol=1e-4)
+    assert torch.allclose(losses["loss"], sum(WEIGHTS[name] * value for name, value in expected.items()), rtol=1e-4)
 
 
 def test_huber_is_linear_for_large_errors(tiny):
@@ -81,17 +84,17 @@ def test_huber_is_linear_for_large_errors(tiny):
     assert 95 < float(objective(inputs_of(objective))["prediction"]) < 105
 
 
-@pytest.mark.parametrize("name", ALL)
-def test_weight_0_builds_and_costs_nothing(tiny, name):
-    weights = dict.fromkeys(ALL, 0.0) | {name: 1.0}
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_terms_with_weight_0_are_not_built(tiny, name):
+    weights = dict.fromkeys(WEIGHTS, 0.0) | {name: 1.0}
     objective = fresh_objective(saccade_config(tiny, **weights))
     losses = objective(inputs_of(objective))
-    logged = {"variance", "covariance"} if name in ("variance", "covariance") else {name}
-    assert losses.keys() == {"loss", "spread"} | logged
+    terms = {"variance", "covariance"} if name in ("variance", "covariance") else {name}
+    assert losses.keys() == {"loss", "feature_std"} | terms
     assert torch.allclose(losses["loss"], losses[name])
     assert (objective.predictor is not None) == (name in ("prediction", "cycle"))
     assert (objective.inverse is not None) == (name == "inverse")
-    losses["loss"].backward()  # nothing is built that does not learn, which DDP would refuse
+    losses["loss"].backward()  # DDP would refuse parameters without a gradient
     assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
 
 
@@ -105,11 +108,11 @@ def test_the_layers_of_the_mlp_do_not_share_weights():
 def test_the_prediction_depends_on_the_movement(tiny):
     objective = fresh_objective(saccade_config(tiny))
     inputs = inputs_of(objective)
-    still = inputs.saccade._replace(shift=torch.zeros_like(inputs.saccade.shift))
-    assert not torch.allclose(objective(inputs)["prediction"], objective(inputs._replace(saccade=still))["prediction"])
+    other = inputs._replace(saccade=inputs.saccade._replace(shift=torch.zeros_like(inputs.saccade.shift)))
+    assert not torch.allclose(objective(inputs)["prediction"], objective(other)["prediction"])
 
 
-def test_only_student_and_predictor_learn_and_the_teacher_follows(tiny):
+def test_only_student_and_predictor_have_gradients_and_the_teacher_is_their_average(tiny):
     config = saccade_config(tiny, ConvNetConfig("resnet18", small_stem=True), ema_half_life=3, ema_half_life_end=3)
     objective = fresh_objective(config).train()
     before = {name: value.clone() for name, value in objective.target.state_dict().items()}
@@ -119,15 +122,15 @@ def test_only_student_and_predictor_learn_and_the_teacher_follows(tiny):
         with torch.no_grad():
             parameter.sub_(0.1 * parameter.grad)
     objective.after_step(0.5)
-    rate = momentum(0.5, 3, 3)
-    student, moved = objective.context.state_dict(), 0
+    decay = momentum(0.5, 3, 3)
+    student, num_statistics = objective.context.state_dict(), 0
     for name, value in objective.target.state_dict().items():
         if value.is_floating_point():
-            assert torch.allclose(value, rate * before[name] + (1 - rate) * student[name], atol=1e-6), name
-            moved += "running_mean" in name and not torch.equal(value, before[name])
+            assert torch.allclose(value, decay * before[name] + (1 - decay) * student[name], atol=1e-6), name
+            num_statistics += "running_mean" in name and not torch.equal(value, before[name])
         else:
             assert torch.equal(value, student[name])
-    assert moved == 20  # the statistics of every BatchNorm follow
+    assert num_statistics == 20  # of every BatchNorm
 
 
 def test_the_teacher_uses_its_running_statistics(tiny):
@@ -137,14 +140,14 @@ def test_the_teacher_uses_its_running_statistics(tiny):
     assert all(torch.equal(value, before[name]) for name, value in objective.target.state_dict().items())
 
 
-def test_the_grid_predictor_moves_tokens(tiny):
-    objective = fresh_objective(saccade_config(tiny, predictor="16x2x2", **ALL))
+def test_the_grid_predictor_predicts_tokens(tiny):
+    objective = fresh_objective(saccade_config(tiny, predictor="16x2x2", **WEIGHTS))
     assert isinstance(objective.predictor, GridPredictor)
     inputs = inputs_of(objective)
     predicted = objective.predict(objective.context(inputs.context).x, inputs.saccade)
     assert predicted.shape == (8, 16, 32)
-    wanted = objective.target(inputs.target).x
-    assert torch.allclose(objective(inputs)["prediction"], F.huber_loss(predicted, wanted), rtol=1e-5)
+    target = objective.target(inputs.target).x
+    assert torch.allclose(objective(inputs)["prediction"], F.huber_loss(predicted, target), rtol=1e-5)
 
 
 NAMES = (
@@ -154,23 +157,25 @@ NAMES = (
 
 
 @pytest.mark.parametrize("name", [*NAMES[:10], "dpn68", "resnetv2_50", "nf_resnet50", "fasternet_t0"])
-def test_what_is_judged_is_what_is_trained(name):
+def test_layers_end_with_the_output_of_the_forward_pass(name):
     encoder = ConvNet(ConvNetConfig(name), 3, (64, 64)).eval()
     images = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
-        trained, judged = encoder(images), encoder(images, layers=(-2, -1))
-    assert torch.allclose(trained.x, judged.x, rtol=1e-4, atol=1e-5)
-    assert torch.equal(judged.x, judged.layers[-1])
-    assert trained.x.shape == (2, trained.grid[0] * trained.grid[1], encoder.dim)
-    assert trained.grid == (64 // encoder.stride, 64 // encoder.stride)
+        tokens, with_layers = encoder(images), encoder(images, layers=(-2, -1))
+    assert torch.allclose(tokens.x, with_layers.x, rtol=1e-4, atol=1e-5)
+    assert torch.equal(with_layers.x, with_layers.layers[-1])
+    assert tokens.x.shape == (2, tokens.grid[0] * tokens.grid[1], encoder.dim)
+    assert tokens.grid == (64 // encoder.stride, 64 // encoder.stride)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "densenet121", "convnext_atto", "mobilenetv3_small_100", "resnet10t"])
-def test_a_small_stem_sees_finer(name):
+def test_a_small_stem_has_a_finer_grid(name):
     large, small = (ConvNet(ConvNetConfig(name, small_stem=stem), 3, (64, 64)).eval() for stem in (False, True))
     images = torch.zeros(1, 3, 64, 64)
     factor = large.stride // small.stride
-    assert factor == (4 if name in ("resnet18", "densenet121", "resnet10t") else 2)  # those pool behind their first
+    assert factor == (
+        4 if name in ("resnet18", "densenet121", "resnet10t") else 2
+    )  # with pooling after the first layer
     assert large(images).grid == (2, 2)
     assert small(images).grid == (2 * factor, 2 * factor)
     convolutions = [module for module in small.modules() if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1]
@@ -178,9 +183,9 @@ def test_a_small_stem_sees_finer(name):
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_twelve_backbones_train_two_steps_by_name(tiny, tmp_path, name):
+def test_twelve_backbones_train_two_steps(tiny, tmp_path, name):
     config = saccade_config(tiny, predictor="16x1x2" if name in ("densenet121", "energy") else "mlp")
-    config = dataclasses.replace(config, steps=2, data=dataclasses.replace(config.data, image_size=32))
+    config = override(config, steps=2, data__image_size=32)
     if name in ("vit", "energy"):
         config = with_backbone(config, name)
     else:
@@ -207,29 +212,29 @@ def test_vicreg_equals_its_definition(tiny):
 
 @pytest.mark.parametrize("objective", [SaccadeConfig, VICRegConfig])
 @pytest.mark.parametrize("canvas", [(40, 40), (40, 60), (60, 40)])
-def test_the_saccade_of_a_batch_leads_from_what_is_seen_to_what_will_be(tiny, objective, canvas):
-    """The images are their own coordinates, so that views say where they look."""
-    fixations = FixationConfig(field=0.4, shift=0.3, rotation=20, zoom=1.5)
+def test_the_saccade_maps_the_context_view_to_the_target_view(tiny, objective, canvas):
+    """The pixels of the images are their own coordinates, so views show their position."""
+    fixations = FixationConfig(view_fraction=0.4, shift=0.3, rotation=20, zoom=1.5)
     config = dataclasses.replace(saccade_config(tiny), objective=objective(fixations=fixations))
     y, x = torch.meshgrid(*(4 * torch.arange(side) for side in canvas), indexing="ij")
     images = torch.stack([x, y, x]).to(torch.uint8).expand(8, -1, -1, -1)
     inputs = fresh_objective(config).sample(Batch(images, None, torch.arange(8)), Rng(0, 0, torch.arange(8)))
-    here, there = (255 / 4 * view[:, :2].movedim(1, -1) for view in (inputs.context, inputs.target))  # (B, h, w, 2)
-    for view in (here, there):
+    context, target = (255 / 4 * view[:, :2].movedim(1, -1) for view in (inputs.context, inputs.target))  # (B, h, w, 2)
+    for view in (context, target):
         right, down = view[:, 8, 9] - view[:, 8, 8], view[:, 9, 8] - view[:, 8, 8]
         assert (right * down).sum(-1).abs().max() < 1e-3  # right angles
         assert torch.allclose(right.norm(dim=-1), down.norm(dim=-1), rtol=1e-3)  # square pixels
-    points = torch.tensor([[-0.25, -0.25], [0.25, 0.125]])  # of the view after, in sides: pixels 4 and 12, 10 of 16
+    points = torch.tensor([[-0.25, -0.25], [0.25, 0.125]])  # of the target view, in sides: pixels 4 and 12, 10 of 16
     for point, (row, column) in zip(points, ((3.5, 3.5), (9.5, 11.5)), strict=True):
-        origin = inputs.saccade(point.expand(8, 2))  # the same in sides of the view before
-        scale = (here[:, 8, 9] - here[:, 8, 8], here[:, 9, 8] - here[:, 8, 8])
-        middle = (here[:, 7, 7] + here[:, 8, 8]) / 2
-        foreseen = middle + 16 * (origin[:, :1] * scale[0] + origin[:, 1:] * scale[1])
-        low, high = there[:, int(row), int(column)], there[:, int(row) + 1, int(column) + 1]
-        assert torch.allclose(foreseen, (low + high) / 2, atol=0.02)
+        mapped = inputs.saccade(point.expand(8, 2))  # the same in sides of the context view
+        right, down = context[:, 8, 9] - context[:, 8, 8], context[:, 9, 8] - context[:, 8, 8]
+        centre = (context[:, 7, 7] + context[:, 8, 8]) / 2
+        position = centre + 16 * (mapped[:, :1] * right + mapped[:, 1:] * down)
+        low, high = target[:, int(row), int(column)], target[:, int(row) + 1, int(column) + 1]
+        assert torch.allclose(position, (low + high) / 2, atol=0.02)
 
 
-def test_both_objectives_see_the_same_fixations(tiny):
+def test_both_objectives_have_the_same_fixations(tiny):
     config = saccade_config(tiny)
     other = dataclasses.replace(config, objective=VICRegConfig(fixations=FIXATIONS))
     first, second = (inputs_of(fresh_objective(each)) for each in (config, other))
@@ -240,33 +245,45 @@ def test_both_objectives_see_the_same_fixations(tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": dict.fromkeys(ALL, 0.0)}, "are 0: there is nothing to learn from"),
-        ({"objective": {"cycle": -1.0}}, "objective.cycle is -1.0; a weight is 0 or more"),
+        ({"objective": dict.fromkeys(WEIGHTS, 0.0)}, "are 0, so there is nothing to learn; set one of them"),
+        ({"objective": {"cycle": -1.0}}, "objective.cycle is -1.0; it takes a weight, 0 or more"),
         ({"objective": {"hinge": 0.0}}, "objective.hinge is 0.0"),
         ({"objective": {"predictor": "big"}}, "objective.predictor is 'big'; it takes mlp, DIMxDEPTH"),
         ({"objective": {"hinge": float("inf")}}, "objective.hinge is inf"),
-        ({"objective": {"fixations": FixationConfig(field=0.9)}}, "fixations.shift is 0.28, but with field 0.9"),
+        (
+            {"objective": {"fixations": FixationConfig(view_fraction=0.9)}},
+            "fixations.shift is 0.28, but with view_fraction 0.9",
+        ),
         ({"data": {"canvas": 12}}, "smaller than the view of 16x16"),
-        ({"batch_size": 1}, "a variance needs 2 images at a time; give --batch-size 2"),
+        ({"batch_size": 1}, "but a variance over the batch"),
         (
             {"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}},
-            "small for a BatchNorm, which needs 2 images at a time; give --batch-size 2",
+            "but BatchNorm requires at least 2 images in each; choose --batch-size 2 or more",
         ),
-        ({"backbone": ConvNetConfig("resnet81")}, "timm has no model 'resnet81'; did you mean 'resnet18'?"),
+        (
+            {"backbone": ConvNetConfig("resnet81")},
+            "it takes a name that timm.list_models() returns; did you mean 'resnet18'?",
+        ),
         ({"backbone": ConvNetConfig("RESNET18")}, "did you mean 'resnet18'?"),
         ({"backbone": ConvNetConfig("resnet18.nonsense")}, "which timm cannot build: Invalid pretrained tag"),
-        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "does not turn images of 16x16 into maps"),
-        ({"backbone": ConvNetConfig("mambaout_femto"), "data": {"image_size": 32}}, "does not turn images of 32x32"),
-        ({"backbone": ConvNetConfig("hrnet_w18_small"), "data": {"image_size": 32}}, "does not turn images of 32x32"),
-        ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave it out"),
+        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "does not return feature maps for images of 16x16"),
+        (
+            {"backbone": ConvNetConfig("mambaout_femto"), "data": {"image_size": 32}},
+            "does not return feature maps for images of 32x32",
+        ),
+        (
+            {"backbone": ConvNetConfig("hrnet_w18_small"), "data": {"image_size": 32}},
+            "does not return feature maps for images of 32x32",
+        ),
+        ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave small_stem out"),
         (
             {"backbone": ConvNetConfig("repvgg_a0", small_stem=True)},
-            "with backbone.small_stem does not turn images of 16x16 into maps",
+            "with backbone.small_stem does not return feature maps for images of 16x16",
         ),
         ({"backbone": ConvNetConfig("resnet18")}, "whose tokens are 32 pixels wide, more than the image of 16x16"),
     ],
 )
-def test_bad_settings_are_one_sentence(tiny, change, message):
+def test_messages_about_invalid_settings_are_one_sentence(tiny, change, message):
     def build():
         config = saccade_config(tiny, ConvNetConfig("resnet18", small_stem=True))
         objective = SaccadeConfig(**({"fixations": FIXATIONS} | change.get("objective", {})))
@@ -280,7 +297,7 @@ def test_bad_settings_are_one_sentence(tiny, change, message):
 
 
 def test_ijepa_refuses_a_convnet(tiny):
-    with pytest.raises(InputError, match="hides tokens from its encoder, which a convnet cannot do"):
+    with pytest.raises(InputError, match="masks the input of its encoder, which a convnet does not support"):
         dataclasses.replace(tiny, backbone=ConvNetConfig())
 
 
@@ -297,8 +314,8 @@ from jepa.runs import fresh_objective
 
 kind, path = sys.argv[1:]
 dist.init_process_group("gloo")
-rank, world = dist.get_rank(), dist.get_world_size()
-fixations = FixationConfig(field=0.6, shift=0.4, rotation=10)
+rank, world_size = dist.get_rank(), dist.get_world_size()
+fixations = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
 objective = {
     "saccade": SaccadeConfig(hidden=16, inverse=0.5, invariance=0.5, fixations=fixations),
     "vicreg": VICRegConfig(expander=16, fixations=fixations),
@@ -310,12 +327,12 @@ config = Config(
 objective = fresh_objective(config).double()
 sync_batchnorm(objective)
 images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-rows = torch.arange(rank * 8 // world, (rank + 1) * 8 // world)
+positions = torch.arange(rank * 8 // world_size, (rank + 1) * 8 // world_size)
 objective.train()
 model = DistributedDataParallel(objective, broadcast_buffers=False)
 optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
 for step in range(2):
-    inputs = objective.sample(Batch(images[rows], None, rows), Rng(0, step, rows))
+    inputs = objective.sample(Batch(images[positions], None, positions), Rng(0, step, positions))
     inputs = inputs._replace(context=inputs.context.double(), target=inputs.target.double())
     optimizer.zero_grad()
     model(inputs)["loss"].backward()
@@ -324,12 +341,12 @@ for step in range(2):
 if rank == 0:
     torch.save(objective.state_dict(), path)
 dist.barrier()
-os._exit(0)  # gloo's threads are now and then taken down with a crash at the end of a script
+os._exit(0)  # threads of gloo sometimes crash at the end of a script
 """
 
 
 @pytest.mark.parametrize("kind", ["saccade", "vicreg"])
-def test_two_processes_are_one_batchnorm_included(tmp_path, kind):
+def test_two_processes_equal_one_with_batchnorm(tmp_path, kind):
     (tmp_path / "train.py").write_text(TRAIN)
     results = []
     for count in (1, 2):

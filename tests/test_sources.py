@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from jepa.config import DataConfig, InputError
-from jepa.data import open_dataset
-from jepa.data.sources import place_of
-from jepa.describe import describe
+from jepa.data import ImageDataset, open_dataset, read_ahead
+from jepa.data.inspect import inspect_source
+from jepa.data.sources.base import source_cache
 from tests.conftest import toy_images, write_parquet
 from tests.zoo import photo
 
@@ -27,37 +27,44 @@ def data(source: Path | str, **settings) -> DataConfig:
     return DataConfig(source=str(source), image_size=16, canvas=16, **settings)
 
 
-def age(root: Path) -> None:
-    """Make all folders an hour old, so that an index of them can be trusted."""
+def read_all(dataset: ImageDataset) -> torch.Tensor:
+    batch = dataset.read(torch.arange(len(dataset)))
+    assert not batch.unreadable
+    return batch.pixels
+
+
+def make_older(root: Path) -> None:
+    """Make all folders an hour older, because an index of folders that changed just now is written again."""
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         past = folder.stat().st_mtime - 3600
         os.utime(folder, (past, past))
 
 
-def test_a_pile_of_photos_has_no_labels(tmp_path):
+def test_a_folder_without_class_folders_has_no_labels(tmp_path):
     write_images(tmp_path / "photos", 3)
     write_images(tmp_path / "photos" / "2021" / "summer", 2)
-    images = open_dataset(data(tmp_path / "photos"))
-    assert len(images) == 5
-    assert images.labels is None
-    assert images.files.name(4) == "2021/summer/001.png"
+    dataset = open_dataset(data(tmp_path / "photos"))
+    assert len(dataset) == 5
+    assert dataset.labels is None
+    assert dataset.files.name(4) == "2021/summer/001.png"
     assert open_dataset(data(tmp_path / "photos"), "test") is None
 
 
 def test_class_folders_at_any_depth(tmp_path):
     write_images(tmp_path / "cat" / "black", 2)
     write_images(tmp_path / "dog", 3)
-    images = open_dataset(data(tmp_path))
-    assert images.classes == ("cat", "dog")
-    assert images.labels.tolist() == [0, 0, 1, 1, 1]
+    dataset = open_dataset(data(tmp_path))
+    assert dataset.classes == ("cat", "dog")
+    assert dataset.labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_a_stray_image_outside_of_class_folders_is_said(tmp_path):
+def test_images_outside_of_class_folders_are_reported(tmp_path):
     write_images(tmp_path / "pets" / "cat", 2)
     write_images(tmp_path / "pets" / "dog", 2)
     photo().save(tmp_path / "pets" / "preview.jpg")
     assert open_dataset(data(tmp_path / "pets")).labels is None
-    assert "no labels: 1 images lie outside of its 2 folders" in describe(str(tmp_path / "pets"), tmp_path / "s.png")
+    text = inspect_source(str(tmp_path / "pets"), tmp_path / "s.png")
+    assert "no labels because 1 image is outside of the 2 class folders" in text
 
 
 @pytest.mark.parametrize("test_name", ["test", "val", "Validation"])
@@ -73,14 +80,14 @@ def test_splits_above_class_folders(tmp_path, test_name):
     assert train.files.name(6) == "train/emu/000.png"
 
 
-def test_splits_without_a_training_split_are_no_classes(tmp_path):
+def test_split_folders_without_a_training_split_are_not_classes(tmp_path):
     for split in ("test", "val"):
         write_images(tmp_path / split, 2)
-    with pytest.raises(InputError, match="has no training split: it has test, validation only"):
+    with pytest.raises(InputError, match="has no training split, only test, validation"):
         open_dataset(data(tmp_path))
 
 
-def test_a_folder_without_images_is_no_class(tmp_path, monkeypatch):
+def test_a_folder_without_images_is_not_a_class(tmp_path, monkeypatch):
     for name in ("cat", "dog"):
         write_images(tmp_path / "pets" / name, 2)
     (tmp_path / "pets" / "annotations").mkdir()
@@ -96,7 +103,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_dataset(data(tmp_path)).classes == ("bus", "car", "train")
 
 
-def test_hidden_files_and_loops_are_passed_over(tmp_path):
+def test_hidden_files_and_loops_of_links_are_ignored(tmp_path):
     write_images(tmp_path / "photos", 2)
     write_images(tmp_path / "photos" / ".trash", 2)
     (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos")
@@ -106,7 +113,7 @@ def test_hidden_files_and_loops_are_passed_over(tmp_path):
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
 
 
-def test_runs_among_the_images_are_passed_over(tmp_path, monkeypatch):
+def test_run_folders_among_the_images_are_ignored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path, 3)
     (tmp_path / "runs" / ".jepa-cache").mkdir(parents=True)
@@ -115,57 +122,55 @@ def test_runs_among_the_images_are_passed_over(tmp_path, monkeypatch):
     assert len(open_dataset(data(".", cache_gb=0), cache=Path(".jepa-cache"))) == 3
 
 
-def test_names_that_are_no_utf8(tmp_path):
+def test_file_names_that_are_not_utf8(tmp_path):
     name = os.fsencode(tmp_path) + b"/\xff\xfe.png"
     photo().save(tmp_path / "x.png")
     os.rename(tmp_path / "x.png", name)  # noqa: PTH104
-    images = open_dataset(data(tmp_path))
-    assert not images.read(torch.arange(1)).unreadable
-    assert images.files.name(0) == "\\xff\\xfe.png"
+    dataset = open_dataset(data(tmp_path))
+    assert not dataset.read(torch.arange(1)).unreadable
+    assert dataset.files.name(0) == "\\xff\\xfe.png"
 
 
-def test_the_index_is_used_again_and_follows_the_folder(tmp_path, cache, monkeypatch):
+def test_the_index_is_reused_until_the_folder_changes(tmp_path, cache, monkeypatch):
     write_images(tmp_path / "photos" / "a", 3)
-    age(tmp_path / "photos")
+    make_older(tmp_path / "photos")
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
     with monkeypatch.context() as patch:
-        patch.setattr("jepa.data.sources.index_folder", None)  # a second start must not call it
+        patch.setattr("jepa.data.sources.folder.index_folder", None)  # calling it would be an error
         assert len(open_dataset(data(tmp_path / "photos"))) == 3
     photo(seed=9).save(tmp_path / "photos" / "a" / "new.png")
-    images = open_dataset(data(tmp_path / "photos"))
-    assert len(images) == 4
-    assert not images.read(torch.arange(4)).unreadable
-    age(tmp_path / "photos")
+    assert len(read_all(open_dataset(data(tmp_path / "photos")))) == 4
+    make_older(tmp_path / "photos")
     (tmp_path / "photos" / "a" / "000.png").unlink()
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
 
 
 def test_a_replaced_image_is_decoded_again(tmp_path, cache):
     write_images(tmp_path / "photos", 3)
-    before = open_dataset(data(tmp_path / "photos")).read(torch.arange(3)).pixels
+    before = read_all(open_dataset(data(tmp_path / "photos")))
     photo(seed=77).save(tmp_path / "photos" / "new.png")
     (tmp_path / "photos" / "new.png").replace(tmp_path / "photos" / "001.png")
-    after = open_dataset(data(tmp_path / "photos")).read(torch.arange(3)).pixels
+    after = read_all(open_dataset(data(tmp_path / "photos")))
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
-    assert len(list(place_of(str(tmp_path / "photos"), cache).glob("*.pixels"))) == 1  # the old ones are removed
+    assert len(list(source_cache(str(tmp_path / "photos"), cache).glob("*.pixels"))) == 1  # the old cache is removed
 
 
-def test_decoded_images_are_shared_and_torn_ones_decoded_again(tmp_path, cache):
+def test_cached_images_are_shared_and_damaged_ones_decoded_again(tmp_path, cache):
     write_images(tmp_path / "photos", 4)
     first = open_dataset(data(tmp_path / "photos"))
     assert first.cache.complete  # a small set is decoded when it is opened
-    want = first.read(torch.arange(4)).pixels.clone()
+    expected = read_all(first).clone()
     second = open_dataset(data(tmp_path / "photos"))
     second.files = None  # nothing is decoded again
-    assert torch.equal(second.read(torch.arange(4)).pixels, want)
-    first.cache.pixels[2, 0, 0] += 1  # as if a process had been killed while it wrote
+    assert torch.equal(second.read(torch.arange(4)).pixels, expected)
+    first.cache.pixels[2, 0, 0] += 1  # as if a process had been killed while writing
     third = open_dataset(data(tmp_path / "photos"))
-    assert torch.equal(third.read(torch.arange(4)).pixels, want)
-    assert torch.equal(first.cache.tensor, want)
+    assert torch.equal(read_all(third), expected)
+    assert torch.equal(first.cache.tensor, expected)
 
 
-def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
+def test_a_full_disk_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     write_images(tmp_path / "photos", 2)
 
     def full(*_):
@@ -177,7 +182,7 @@ def test_a_full_disk_is_one_sentence(tmp_path, monkeypatch):
     assert open_dataset(data(tmp_path / "photos", cache_gb=0)).cache is None
 
 
-def test_a_folder_of_both_is_of_parquet(tmp_path):
+def test_parquet_files_with_images_take_precedence_over_image_files(tmp_path):
     images, labels = toy_images(6)
     write_parquet(tmp_path / "data" / "train-0.parquet", images, labels)
     write_images(tmp_path / "figures", 2)
@@ -204,7 +209,7 @@ def test_tables_of_paths(tmp_path):
         train, test = open_dataset(data(tmp_path / name)), open_dataset(data(tmp_path / name), "test")
         assert train.classes == test.classes == ("cat", "dog")
         assert (train.labels.tolist(), test.labels.tolist()) == ([1, 0, 0], [1])
-        assert torch.equal(train.read(torch.tensor([0])).pixels, listed.read(torch.tensor([0])).pixels)
+        assert torch.equal(read_all(train)[0], read_all(listed)[0])
     numbered = open_dataset(data(tmp_path / "table.parquet"))
     assert (numbered.labels.tolist(), numbered.classes) == ([1, 0, 1, 2], ("0", "1", "2"))
     (tmp_path / "list.txt").write_text(names[3])
@@ -212,7 +217,7 @@ def test_tables_of_paths(tmp_path):
     assert len(open_dataset(data(tmp_path / "list.txt"))) == 1
 
 
-def test_hidden_labels_are_those_of_a_split_and_identifiers_are_no_classes(tmp_path):
+def test_hidden_labels_apply_to_a_split_and_identifiers_are_not_classes(tmp_path):
     write_images(tmp_path, 4)
     rows = ["000.png,0,train", "001.png,1,train", "002.png,-1,test", "003.png,1,val"]
     (tmp_path / "table.CSV").write_text("\n".join(["path,label,split", *rows]))
@@ -222,10 +227,10 @@ def test_hidden_labels_are_those_of_a_split_and_identifiers_are_no_classes(tmp_p
     with pytest.raises(InputError, match="holds 3000000000; it takes classes numbered from 0"):
         open_dataset(data(tmp_path / "table.csv"))
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf000.png\r\n001.png\r\n")
-    assert not open_dataset(data(tmp_path / "list.txt")).read(torch.arange(2)).unreadable
+    assert len(read_all(open_dataset(data(tmp_path / "list.txt")))) == 2
 
 
-def test_a_run_among_photos_hides_none_of_them(tmp_path, monkeypatch):
+def test_a_run_folder_among_photos_hides_none_of_them(tmp_path, monkeypatch):
     write_images(tmp_path / "pics" / "holiday", 3)
     (tmp_path / "pics" / "holiday" / ".jepa-cache").mkdir()
     assert len(open_dataset(data(tmp_path / "pics"))) == 3
@@ -235,13 +240,13 @@ def test_a_run_among_photos_hides_none_of_them(tmp_path, monkeypatch):
     assert open_dataset(data(tmp_path / "only")).classes == ("cat", "dog")
 
 
-def test_tables_that_do_not_fit(tmp_path):
+def test_invalid_tables(tmp_path):
     write_images(tmp_path, 1)
     for text, message in {
-        "name\n000.png\n": "no column of images, nor one of paths",
+        "name\n000.png\n": "no column of images or of paths",
         "path,label\n000.png,\n": "'label' of .* has empty rows",
         "path,split\n000.png,exam\n": "'split' of .* has 'exam'",
-        "path\n": "there must be a row",
+        "path\n": "at least one row",
         "path\na,b\n": "cannot be read as a table",
     }.items():
         (tmp_path / "table.csv").write_text(text)
@@ -254,9 +259,9 @@ def test_tables_that_do_not_fit(tmp_path):
         with pytest.raises(InputError, match="cannot be read as a table of paths and labels"):
             open_dataset(data(tmp_path / name))
     (tmp_path / "list.txt").write_text("missing.png\n000.png\n")
-    images = open_dataset(data(tmp_path / "list.txt"))
-    assert images.read(torch.arange(2)).unreadable == {0: "No such file or directory"}
-    with pytest.raises(InputError, match="is one file, and no table"):
+    dataset = open_dataset(data(tmp_path / "list.txt"))
+    assert dataset.read(torch.arange(2)).unreadable == {0: "No such file or directory"}
+    with pytest.raises(InputError, match="is one file, but not a table"):
         open_dataset(data(tmp_path / "000.png"))
 
 
@@ -265,7 +270,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
-def test_names_known_to_torchvision(tmp_path, monkeypatch):
+def test_data_sets_of_torchvision(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "data" / "MNIST" / "raw"
     rng = np.random.default_rng(0)
@@ -278,7 +283,7 @@ def test_names_known_to_torchvision(tmp_path, monkeypatch):
     assert (len(train), len(test)) == (6, 4)
     assert train.labels.tolist() == list(range(6))
     assert train.classes[3].startswith("3")
-    assert torch.equal(train.read(torch.arange(6)).pixels[:, 0], torch.from_numpy(pixels))
+    assert torch.equal(read_all(train)[:, 0], torch.from_numpy(pixels))
 
     wnid = {"train": "n01440764", "val": "n02102040"}
     for split, count in (("train", 3), ("val", 2)):
@@ -288,10 +293,10 @@ def test_names_known_to_torchvision(tmp_path, monkeypatch):
     assert (len(train), len(test)) == (6, 4)
     assert train.labels.tolist() == [0, 0, 0, 1, 1, 1]
     assert "000.JPEG" in train.files.name(0)
-    assert not train.read(torch.arange(6)).unreadable
+    assert len(read_all(train)) == 6
 
 
-def test_a_download_without_a_network_is_one_sentence(tmp_path, monkeypatch):
+def test_a_failed_download_is_an_error_in_one_sentence(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
 
     def no_network(*_, **__):
@@ -305,7 +310,7 @@ def test_a_download_without_a_network_is_one_sentence(tmp_path, monkeypatch):
         open_dataset(data("cifar1000"))
 
 
-def test_the_hub_by_name(tmp_path, monkeypatch):
+def test_data_sets_of_the_hub(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
         with pytest.raises(InputError, match="needs the package datasets"):
@@ -319,24 +324,24 @@ def test_the_hub_by_name(tmp_path, monkeypatch):
     assert train.labels.tolist() == labels[:4]
     assert test.labels.tolist() == labels[4:]
     assert train.classes == ("a", "b")
-    assert torch.equal(train.read(torch.arange(4)).pixels, torch.from_numpy(np.stack(images[:4])).permute(0, 3, 1, 2))
+    assert torch.equal(read_all(train), torch.from_numpy(np.stack(images[:4])).permute(0, 3, 1, 2))
     with pytest.raises(InputError, match="hf:owner/missing cannot be loaded"):
         open_dataset(data("hf:owner/missing"))
 
 
-def test_a_set_larger_than_the_cache_is_decoded_by_processes(tmp_path):
+def test_images_that_are_not_cached_are_decoded_by_other_processes(tmp_path):
     write_images(tmp_path, 70)
-    fresh, kept = open_dataset(data(tmp_path, cache_gb=0)), open_dataset(data(tmp_path))
-    from jepa.data import stream
-
-    groups = [torch.arange(40), torch.tensor([3]), torch.arange(69, 29, -1)]
-    for one, other in zip(stream(fresh, groups, 2), stream(kept, groups, 2), strict=True):
-        assert torch.equal(one.pixels, other.pixels)
-        assert torch.equal(one.rows, other.rows)
+    uncached, cached = open_dataset(data(tmp_path, cache_gb=0)), open_dataset(data(tmp_path))
+    batches = [torch.arange(40), torch.tensor([3]), torch.arange(69, 29, -1)]
+    for first, second in zip(read_ahead(uncached, batches, 2), read_ahead(cached, batches, 2), strict=True):
+        assert torch.equal(first.pixels, second.pixels)
+        assert torch.equal(first.indices, second.indices)
 
 
 def test_an_image_of_another_size_is_unreadable_without_a_canvas(tmp_path):
     write_images(tmp_path, 100)
     Image.new("RGB", (9, 9)).save(tmp_path / "005.png")
-    images = open_dataset(DataConfig(source=str(tmp_path), image_size=16))
-    assert "9x9 pixels and others 20x16" in images.read(torch.arange(100)).unreadable[5]
+    dataset = open_dataset(DataConfig(source=str(tmp_path), image_size=16))
+    reason = dataset.read(torch.arange(100)).unreadable[5]
+    assert "9x9 pixels" in reason
+    assert "20x16" in reason

@@ -1,6 +1,7 @@
 import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,14 +12,27 @@ import pytest
 import torch
 
 import jepa
-from jepa.config import Config, ConvNetConfig, EnergyConfig, IJepaConfig, InputError, MaskConfig, with_backbone
-from jepa.config_json import from_dict, to_dict
-from jepa.evaluate import as_text, evaluate
-from jepa.monitor import diagnose
-from jepa.recipes import RECIPES
+from jepa.config import (
+    Config,
+    ConvNetConfig,
+    EnergyConfig,
+    FixationConfig,
+    IJepaConfig,
+    InputError,
+    MaskConfig,
+    SaccadeConfig,
+    SupervisedConfig,
+    VICRegConfig,
+    with_backbone,
+)
+from jepa.config.recipes import RECIPES
+from jepa.config.serialization import flat, from_dict, to_dict
+from jepa.evaluate import evaluate
+from jepa.logger import collapse_warning
+from jepa.report.text import as_text
 from jepa.runs import Run, fresh_objective
 from jepa.train import train
-from tests.conftest import same_tensors, toy_images, write_parquet
+from tests.conftest import override, same_tensors, toy_images, write_parquet
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -52,7 +66,7 @@ def test_every_recipe_steps_twice(name, toy_source, tmp_path):
     assert all(torch.isfinite(tensor).all() for tensor in last(run).values())
 
 
-def test_an_energy_transformer_trains_and_shows_its_descent(tiny, tmp_path):
+def test_an_energy_transformer_trains_and_its_energy_falls(tiny, tmp_path):
     run = train(with_backbone(tiny, "energy"), tmp_path / "run")
     result = evaluate(run.path)
     energy = result["energy"]
@@ -86,11 +100,11 @@ def test_resume_is_bitwise(tiny, tmp_path, backbone):
     script = f"""
 import jepa.train, json, os
 from jepa.config import Config
-from jepa.config_json import from_dict
+from jepa.config.serialization import from_dict
 from jepa.runs import Run
 save = Run.save
-def save_and_die(self, name, tensors, **facts):
-    save(self, name, tensors, **facts)
+def save_and_die(self, name, tensors, **metadata):
+    save(self, name, tensors, **metadata)
     os.kill(os.getpid(), 9)
 Run.save = save_and_die
 jepa.train.train(from_dict(Config, json.loads({json.dumps(json.dumps(to_dict(interrupted)))})), {str(halfway)!r})
@@ -104,7 +118,7 @@ jepa.train.train(from_dict(Config, json.loads({json.dumps(json.dumps(to_dict(int
 
 
 @pytest.mark.parametrize("cache_gb", [4.0, 0.0])
-def test_accumulated_parts_are_the_whole_batch(tiny, tmp_path, cache_gb):
+def test_microbatches_equal_the_whole_batch(tiny, tmp_path, cache_gb):
     objective = dataclasses.replace(tiny.objective, variance=0.0, covariance=0.0)  # batch statistics are a part's own
     data = dataclasses.replace(tiny.data, cache_gb=cache_gb)
     config = dataclasses.replace(tiny, objective=objective, data=data, steps=3)
@@ -149,28 +163,56 @@ def test_a_signal_saves_and_leaves(tiny, tmp_path, signum):
     assert f"stopped at step {step} of 100000; continue with --resume" in stderr
 
 
-def test_online_evaluation_keeps_the_best_and_says_that_labels_chose_it(tiny, tmp_path, capsys):
+def test_online_evaluation_saves_the_best_checkpoint_and_records_that_labels_chose_it(tiny, tmp_path, capsys):
     run = train(dataclasses.replace(tiny, eval_every=3), tmp_path / "run")
     evaluations = [record for record in run.metrics() if "knn" in record]
     assert [record["step"] for record in evaluations] == [0, 3, 6]
-    _, facts = run.load("best")
-    assert facts["chosen_with_labels"]
-    assert facts["knn"] == max(record["knn"] for record in evaluations)
+    _, metadata = run.load("best")
+    assert metadata["chosen_with_labels"]
+    assert metadata["knn"] == max(record["knn"] for record in evaluations)
     assert "untrained" in capsys.readouterr().err
 
 
-def test_a_collapse_is_said_in_plain_words():
-    untrained = {"spread": 0.05, "rankme": 12.0, "knn": 40.0}
-    assert diagnose({"spread": 0.04, "rankme": 11.0, "knn": 41.0}, untrained, 96) is None
-    assert diagnose({"spread": 0.04, "rankme": 11.0}, {"spread": 0.05, "rankme": 12.0}, 96) is None
-    assert "collapsed" in diagnose({"spread": 1e-5, "rankme": 11.0, "knn": 30.0}, untrained, 96)
-    assert "collapsed" in diagnose({"spread": 0.04, "rankme": 1.2, "knn": 30.0}, untrained, 96)
-    assert "below the 40.0 of the untrained encoder" in diagnose(
-        {"spread": 0.04, "rankme": 8.0, "knn": 20.0}, untrained, 96
-    )
+def test_a_collapse_gives_a_warning(tiny):
+    objective = fresh_objective(override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3))
+    untrained = {"feature_std": 0.05, "rankme": 12.0, "knn": 40.0}
+
+    def warning(feature_std: float, rankme: float, **knn: float) -> str | None:
+        return collapse_warning({"feature_std": feature_std, "rankme": rankme, **knn}, untrained, objective)
+
+    assert warning(0.04, 11.0, knn=41.0) is None
+    assert warning(0.04, 11.0) is None
+    assert "collapsed" in warning(1e-5, 11.0, knn=30.0)
+    assert "collapsed" in warning(0.04, 1.2, knn=30.0)
+    assert "below the 40.0 of the untrained encoder" in warning(0.04, 8.0, knn=20.0)
 
 
-def test_a_run_that_collapses_is_warned_of(tiny, tmp_path, capsys, monkeypatch):
+FIXATIONS = FixationConfig(view_fraction=0.5, shift=0.2)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        IJepaConfig(predictor="16x1x2", variance=0.3),
+        SaccadeConfig(hidden=8, variance=0.2, fixations=FIXATIONS),
+        SaccadeConfig(hidden=8, variance=25.0, fixations=FIXATIONS),
+        VICRegConfig(expander=8, variance=0.0, fixations=FIXATIONS),
+        VICRegConfig(expander=8, fixations=FIXATIONS),
+        SupervisedConfig(classes=2),
+    ],
+)
+def test_advice_names_settings_that_the_objective_has_and_that_differ(tiny, objective):
+    """Every flag in the advice exists, and every number in it is above the present one."""
+    config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3, data__canvas=32, objective=objective)
+    advice = fresh_objective(config).collapse_advice()
+    settings = flat(config)
+    for flag in re.findall(r"--[a-z.-]+", advice):
+        assert flag.removeprefix("--").replace("-", "_") in settings
+    for flag, value in re.findall(r"--([a-z.-]+) ([0-9.]+)", advice):
+        assert float(value) > settings[flag.replace("-", "_")]
+
+
+def test_a_run_that_collapses_prints_a_warning(tiny, tmp_path, capsys, monkeypatch):
     """Weight decay far too strong pulls every weight to zero, so that all images look alike."""
     optim = dataclasses.replace(tiny.optim, lr=0.5, lr_start=0.5, lr_end=0.5, weight_decay=2.0, weight_decay_end=2.0)
     objective = dataclasses.replace(tiny.objective, variance=0.0, covariance=0.0, ema_half_life=1e-3)
@@ -180,16 +222,16 @@ def test_a_run_that_collapses_is_warned_of(tiny, tmp_path, capsys, monkeypatch):
     assert "warning: " in capsys.readouterr().err
 
 
-def test_a_loss_that_is_not_a_number_stops_the_run(tiny, tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run(tiny, tmp_path):
     optim = dataclasses.replace(tiny.optim, lr=1e30, lr_start=1e30)
     with pytest.raises(InputError, match=r"the loss is .* at step .*--optim.lr"):
         train(dataclasses.replace(tiny, steps=20, optim=optim), tmp_path / "run")
 
 
-def test_weights_that_are_no_numbers_are_not_saved(tiny, tmp_path):
+def test_weights_that_are_not_finite_are_not_saved(tiny, tmp_path):
     optim = dataclasses.replace(tiny.optim, lr=1e30, lr_start=1e30)
     run = Run(tmp_path / "run")
-    with pytest.raises(InputError, match=r"the weights are no numbers at step"):
+    with pytest.raises(InputError, match=r"the weights are NaN or infinite at step"):
         train(dataclasses.replace(tiny, steps=20, save_every=1, log_every=20, optim=optim), run.path)
     if run.checkpoint().is_file():
         assert all(torch.isfinite(tensor).all() for tensor in last(run).values())
@@ -204,7 +246,7 @@ def test_bf16_trains(tiny, tmp_path):
     assert last(run)["model.context.backbone.trunk.norm.weight"].dtype == torch.float32
 
 
-def test_without_labels_what_needs_none_is_evaluated(tiny, tmp_path):
+def test_without_labels_scores_that_need_none_are_computed(tiny, tmp_path):
     write_parquet(tmp_path / "plain" / "train.parquet", toy_images(60)[0])
     data = dataclasses.replace(tiny.data, source=str(tmp_path / "plain"))
     run = train(dataclasses.replace(tiny, data=data, eval_every=3), tmp_path / "run")
@@ -216,7 +258,7 @@ def test_without_labels_what_needs_none_is_evaluated(tiny, tmp_path):
     assert "Left out" in as_text(result, run.path)
 
 
-def test_what_a_resumed_run_may_change(tiny, tmp_path):
+def test_which_settings_may_change_on_resume(tiny, tmp_path):
     run = train(tiny, tmp_path / "run")
     with pytest.raises(InputError, match="is complete at step 6; give --steps above that"):
         train(tiny, run.path, resume=True)
@@ -255,7 +297,7 @@ def test_evaluate_and_load(tiny, tmp_path):
         jepa.load(str(run.path), "teacher")
 
 
-def test_evaluation_does_not_change_with_what_is_judged_beside(tiny, tmp_path):
+def test_the_untrained_encoder_is_that_of_the_initial_weights(tiny, tmp_path):
     """The untrained row is the encoder that the run started from."""
     run = train(tiny, tmp_path / "run")
     assert evaluate(run.path)["untrained"] == evaluate(run.path)["untrained"]
@@ -266,8 +308,8 @@ def test_evaluation_does_not_change_with_what_is_judged_beside(tiny, tmp_path):
     )
 
 
-def test_masks_that_do_not_fit_are_refused_before_a_folder_is_made(tiny, tmp_path):
+def test_impossible_masks_are_refused_before_a_folder_is_made(tiny, tmp_path):
     objective = dataclasses.replace(tiny.objective, masks=MaskConfig(target_scale=(0.9, 1.0)))
-    with pytest.raises(InputError, match="leaves less than"):
+    with pytest.raises(InputError, match="leaves fewer than"):
         train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
     assert not (tmp_path / "run").exists()

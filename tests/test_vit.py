@@ -1,18 +1,21 @@
+"""The Vision Transformer: architecture, positions, masks, stems and initialisation."""
+
 import pytest
 import torch
 
-from jepa.backbones import ViT, ViTTrunk, sincos_positions
+from jepa.backbones import sincos_positions
+from jepa.backbones.vit import ViT, ViTTrunk
 from jepa.config import InputError, ViTConfig
 from jepa.config.backbones import VIT_SIZES
 
 
-def vit(config: ViTConfig, size=(32, 32), channels: int = 3) -> ViT:
+def build_vit(config: ViTConfig, size=(32, 32), channels: int = 3) -> ViT:
     torch.manual_seed(0)
     return ViT(config, channels, size).eval()
 
 
 def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
-    """Copy our weights into transformers' IJepaModel."""
+    """Copy the weights of `model` into an IJepaModel of transformers."""
     state = {
         "embeddings.position_embeddings": model.positions(model.trained_grid, torch.device("cpu"))[None],
         "embeddings.patch_embeddings.projection.weight": model.stem[0].weight,
@@ -25,16 +28,16 @@ def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
     names = {name.removeprefix(f"{layer}.0.") for name in own if name.startswith(f"{layer}.0.")}
     for index, block in enumerate(model.trunk.blocks):
         for kind in ("weight", "bias"):
-            parts = dict(zip(("q", "k", "v"), getattr(block.attn.qkv, kind).chunk(3), strict=True))
-            ours = {
+            q, k, v = getattr(block.attn.qkv, kind).chunk(3)
+            tensors = {
                 "attn_out": getattr(block.attn.proj, kind),
                 "norm1": getattr(block.norm1, kind),
                 "norm2": getattr(block.norm2, kind),
                 "fc1": getattr(block.mlp.fc1, kind),
                 "fc2": getattr(block.mlp.fc2, kind),
-                **parts,
+                **{"q": q, "k": k, "v": v},
             }
-            for role, tensor in ours.items():
+            for role, tensor in tensors.items():
                 target = next(name for name in names if name.endswith(kind) and role_of(name) == role)
                 state[f"{layer}.{index}.{target}"] = tensor
     result = reference.load_state_dict(state, strict=False)
@@ -43,8 +46,8 @@ def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
 
 
 def role_of(name: str) -> str:
-    """Name the part of a block that a parameter of transformers is, across its versions."""
-    for marks, role in (
+    """Return the role of a parameter in a block of transformers, in any of its versions."""
+    for patterns, role in (
         (("query", "q_proj"), "q"),
         (("key", "k_proj"), "k"),
         (("value", "v_proj"), "v"),
@@ -54,14 +57,14 @@ def role_of(name: str) -> str:
         (("attention.output", "o_proj"), "attn_out"),
         (("output.dense", "fc2"), "fc2"),
     ):
-        if any(mark in name for mark in marks):
+        if any(pattern in name for pattern in patterns):
             return role
-    raise AssertionError(f"transformers has a parameter that this test does not know: {name}")
+    raise AssertionError(f"unknown parameter of transformers: {name}")
 
 
-def test_numerically_the_published_architecture():
+def test_output_equals_that_of_transformers():
     transformers = pytest.importorskip("transformers")
-    model = vit(ViTConfig(size="96x3x3", patch=4))
+    model = build_vit(ViTConfig(size="96x3x3", patch=4))
     config = transformers.IJepaConfig(
         hidden_size=96,
         num_hidden_layers=3,
@@ -77,12 +80,12 @@ def test_numerically_the_published_architecture():
     to_transformers(model, reference)
     images = torch.randn(5, 3, 32, 32)
     with torch.no_grad():
-        ours, theirs = model(images).x, reference(images).last_hidden_state
-    assert torch.allclose(ours, theirs, atol=1e-5)
-    assert ours.std() > 0.1
+        output, expected = model(images).x, reference(images).last_hidden_state
+    assert torch.allclose(output, expected, atol=1e-5)
+    assert output.std() > 0.1
 
 
-def test_positions_are_the_published_ones():
+def test_positions_are_those_of_the_paper():
     grid = (3, 5)
     positions = sincos_positions(8, grid, grid).view(*grid, 8)
     y, x = 2, 4
@@ -99,8 +102,8 @@ def test_padded_tokens_are_never_attended_to():
     assert torch.allclose(padded, trunk(x[:, :5]), atol=1e-6)
 
 
-def test_only_kept_tokens_enter():
-    model = vit(ViTConfig(size="32x2x2", patch=4))
+def test_only_kept_tokens_enter_the_blocks():
+    model = build_vit(ViTConfig(size="32x2x2", patch=4))
     images = torch.randn(2, 3, 32, 32)
     keep = torch.tensor([[3, 10, 20], [0, 5, 63]])
     kept = model(images, keep).x
@@ -108,26 +111,26 @@ def test_only_kept_tokens_enter():
     changed[:, :, 16:20, 0:4] += 1  # token 32, which neither image keeps
     assert kept.shape == (2, 3, 32)
     assert torch.equal(kept, model(changed, keep).x)
-    everything = torch.arange(64).expand(2, -1)
-    assert torch.allclose(model(images, everything).x, model(images).x, atol=1e-6)
+    all_tokens = torch.arange(64).expand(2, -1)
+    assert torch.allclose(model(images, all_tokens).x, model(images).x, atol=1e-6)
 
 
 @pytest.mark.parametrize("stem", ["linear", "conv", "patch-conv"])
-def test_stems_keep_the_grid_and_only_conv_looks_across_patches(stem):
-    model = vit(ViTConfig(size="32x1x2", patch=4, stem=stem))
+def test_stems_keep_the_grid_and_only_conv_crosses_patch_borders(stem):
+    model = build_vit(ViTConfig(size="32x1x2", patch=4, stem=stem))
     image = torch.zeros(1, 3, 16, 16, requires_grad=True)
     tokens = model.stem(image)
     assert tokens.shape == (1, 32, 4, 4)
     tokens[0, :, 1, 1].sum().backward()
-    reached = image.grad[0].abs().sum(0) > 0
+    receptive_field = image.grad[0].abs().sum(0) > 0
     inside = torch.zeros(16, 16, dtype=torch.bool)
     inside[4:8, 4:8] = True
-    assert reached[inside].all()
-    assert bool((reached & ~inside).any()) == (stem == "conv")
+    assert receptive_field[inside].all()
+    assert bool((receptive_field & ~inside).any()) == (stem == "conv")
 
 
-def test_other_sizes_and_shapes_than_the_trained_one():
-    model = vit(ViTConfig(size="32x2x2", patch=4), size=(32, 32))
+def test_images_of_other_sizes_and_shapes():
+    model = build_vit(ViTConfig(size="32x2x2", patch=4), size=(32, 32))
     for height, width in ((32, 32), (48, 32), (16, 24), (64, 64)):
         tokens = model(torch.randn(1, 3, height, width), layers=(-1,))
         assert tokens.grid == (height // 4, width // 4)
@@ -135,7 +138,7 @@ def test_other_sizes_and_shapes_than_the_trained_one():
         assert torch.equal(tokens.layers[0], tokens.x)
     small, large = sincos_positions(32, (8, 8), (8, 8)), sincos_positions(32, (16, 16), (8, 8))
     middle = large.view(8, 2, 8, 2, 32).mean((1, 3)).flatten(0, 1)
-    assert torch.nn.functional.cosine_similarity(middle, small).min() > 0.9  # spread over the same range
+    assert torch.nn.functional.cosine_similarity(middle, small).min() > 0.9  # the same range
 
 
 @pytest.mark.parametrize("size", VIT_SIZES)
@@ -147,7 +150,7 @@ def test_named_sizes_have_the_published_number_of_parameters(size):
     assert abs(count / published[size] - 1) < 0.01
 
 
-def test_initialisation_of_the_published_code():
+def test_initialisation_is_that_of_the_ijepa_code():
     trunk = ViTTrunk(192, 4, 3)
     for index, block in enumerate(trunk.blocks, 1):
         assert abs(block.attn.qkv.weight.std().item() - 0.02) < 1e-3
@@ -155,7 +158,7 @@ def test_initialisation_of_the_published_code():
         assert not block.attn.qkv.bias.any()
 
 
-def test_an_image_that_patches_do_not_divide_is_refused():
-    vit = ViT(ViTConfig(size="32x1x2", patch=4), 3, (16, 16))
-    with pytest.raises(InputError, match="image of 30x16 pixels is not divided by patches of 4"):
-        vit(torch.zeros(1, 3, 30, 16))
+def test_images_that_are_not_a_multiple_of_the_patch_size_are_refused():
+    model = build_vit(ViTConfig(size="32x1x2", patch=4), size=(16, 16))
+    with pytest.raises(InputError, match="image of 30x16 pixels is not a multiple of the patch size 4"):
+        model(torch.zeros(1, 3, 30, 16))

@@ -1,4 +1,4 @@
-"""A folder of awkward image files, each of a kind that people have."""
+"""Folders of test images: files of every kind that people have, and two classes in two splits."""
 
 import io
 import struct
@@ -12,7 +12,7 @@ BROKEN = {"truncated.jpg", "empty.png", "text.jpg", "bomb.png", "garbled.webp", 
 
 
 def photo(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
-    """A smooth coloured picture, bright at the left."""
+    """Draw a smooth colour image that is brighter on the left."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 200, (5, 6, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     pixels = np.asarray(small).astype(int)
@@ -21,8 +21,29 @@ def photo(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
 
 
 def write_zoo(folder: Path) -> list[str]:
-    """Write every kind of file, and return the names of those that are images."""
+    """Write a file of every kind, and return the sorted names of the readable ones; `BROKEN` are the others."""
     folder.mkdir(parents=True, exist_ok=True)
+    _write_images(folder)
+    (folder / "deep" / "er").mkdir(parents=True)
+    photo().save(folder / "deep" / "er" / "ünïcode ✓.png")
+    readable = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+
+    buffer = io.BytesIO()
+    photo(400, 300).save(buffer, "JPEG")
+    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
+    (folder / "empty.png").touch()
+    (folder / "text.jpg").write_text("this is not an image\n")
+    (folder / "garbled.webp").write_bytes((folder / "plain.webp").read_bytes()[:30] + bytes(200))
+    (folder / "cut.tif").write_bytes((folder / "plain.tif").read_bytes()[:300])
+    (folder / "bomb.png").write_bytes(decompression_bomb(60_000))
+    (folder / "notes.txt").write_text("about these images")
+    (folder / ".hidden.jpg").write_bytes(buffer.getvalue())
+    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
+    (folder / "deep" / "loop").symlink_to(folder)
+    return readable
+
+
+def _write_images(folder: Path) -> None:
     image = photo()
 
     def save(name: str, picture: Image.Image, **options) -> None:
@@ -46,13 +67,13 @@ def write_zoo(folder: Path) -> list[str]:
     save("palette-alpha.png", image.quantize(16), transparency=0)
     save("cmyk.jpg", image.convert("CMYK"))
     save("cmyk.tif", image.convert("CMYK"))
-    deep = np.asarray(image.convert("L")).astype(np.uint16)
-    save("sixteen.png", Image.fromarray(deep * 257))
-    save("twelve.tif", Image.fromarray(deep * 16))
-    save("floats.tif", Image.fromarray((deep / 255).astype(np.float32)))
-    save("wild-floats.tif", Image.fromarray(np.where(deep > 250, np.nan, deep * 3.0 - 100).astype(np.float32)))
+    grey = np.asarray(image.convert("L")).astype(np.uint16)
+    save("sixteen.png", Image.fromarray(grey * 257))
+    save("twelve.tif", Image.fromarray(grey * 16))
+    save("floats.tif", Image.fromarray((grey / 255).astype(np.float32)))
+    save("wild-floats.tif", Image.fromarray(np.where(grey > 250, np.nan, grey * 3.0 - 100).astype(np.float32)))
     exif = Image.Exif()
-    exif[0x0112] = 6  # the camera was turned: show it a quarter turn clockwise
+    exif[0x0112] = 6  # the camera was turned: rotate clockwise by 90 degrees
     save("turned.jpg", image, exif=exif)
     save("animated.gif", image, save_all=True, append_images=[photo(seed=1)])
     save("animated.webp", image, save_all=True, append_images=[photo(seed=1)], lossless=True)
@@ -60,30 +81,25 @@ def write_zoo(folder: Path) -> list[str]:
     save("pixel.png", image.crop((0, 0, 1, 1)))
     save("thin.png", photo(200, 2))
     save("huge.jpg", photo(2400, 1800))
-    (folder / "deep" / "er").mkdir(parents=True)
-    save("deep/er/ünïcode ✓.png", image)
-    readable = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
-
-    buffer = io.BytesIO()
-    photo(400, 300).save(buffer, "JPEG")
-    (folder / "truncated.jpg").write_bytes(buffer.getvalue()[: len(buffer.getvalue()) // 2])
-    (folder / "empty.png").touch()
-    (folder / "text.jpg").write_text("this is not an image\n")
-    (folder / "garbled.webp").write_bytes((folder / "plain.webp").read_bytes()[:30] + bytes(200))
-    (folder / "cut.tif").write_bytes((folder / "plain.tif").read_bytes()[:300])
-    (folder / "bomb.png").write_bytes(bomb(60_000))
-    (folder / "notes.txt").write_text("about these images")
-    (folder / ".hidden.jpg").write_bytes(buffer.getvalue())
-    (folder / "gone.jpg").symlink_to(folder / "nowhere.jpg")
-    (folder / "deep" / "loop").symlink_to(folder)
-    return readable
 
 
-def bomb(side: int) -> bytes:
-    """A PNG that says it has side² pixels."""
+def decompression_bomb(side: int) -> bytes:
+    """Return a PNG file whose header claims side² pixels."""
 
     def chunk(kind: bytes, data: bytes) -> bytes:
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
 
     header = struct.pack(">IIBBBBB", side, side, 8, 0, 0, 0, 0)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+
+
+def write_pets(folder: Path) -> Path:
+    """Write two classes in two splits, with other files among them; return the folder."""
+    seeds = {"train/cat": range(5), "train/dog": range(5, 8), "val/cat": range(8, 10), "val/dog": range(10, 11)}
+    for name, numbers in seeds.items():
+        (folder / name).mkdir(parents=True)
+        for number, seed in enumerate(numbers):
+            photo(30, 20, seed).save(folder / name / f"{number}.png")
+    for name in ("notes.txt", "more.txt", "film.mp4"):
+        (folder / "train" / "cat" / name).touch()
+    return folder

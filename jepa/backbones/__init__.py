@@ -1,56 +1,36 @@
-"""Backbones: images in, tokens out. A new one is a file here, and a line in `BACKBONES` and `TRUNKS`."""
+"""Backbones: networks from images to tokens."""
 
-from collections.abc import Callable
-
-from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, sincos_positions, take
-from jepa.backbones.convnet import ConvNet
-from jepa.backbones.energy import Energies, EnergyLayerNorm, EnergyTransformer, EnergyTrunk
-from jepa.backbones.patches import PatchBackbone
-from jepa.backbones.vit import ViT, ViTTrunk
-from jepa.config import BackboneConfig, ConvNetConfig, DataConfig, EnergyConfig, ViTConfig, parse_width
+from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, eval_mode, sincos_positions, take
+from jepa.config import BACKBONES, BackboneConfig, DataConfig, parse_width
 
 __all__ = [
-    "BACKBONES",
-    "TRUNKS",
     "Backbone",
-    "ConvNet",
     "Encoder",
-    "Energies",
-    "EnergyLayerNorm",
-    "EnergyTransformer",
-    "EnergyTrunk",
-    "PatchBackbone",
     "Tokens",
     "Trunk",
-    "ViT",
-    "ViTTrunk",
     "build_encoder",
     "build_trunk",
+    "eval_mode",
     "sincos_positions",
     "take",
 ]
 
-BACKBONES: dict[type, Callable[..., Backbone]] = {
-    ViTConfig: ViT,
-    EnergyConfig: EnergyTransformer,
-    ConvNetConfig: ConvNet,
-}
-TRUNKS: dict[type, Callable[..., Trunk]] = {
-    ViTConfig: lambda config, dim, depth, heads: ViTTrunk(dim, depth, heads),
-    EnergyConfig: EnergyTrunk,
-    ConvNetConfig: lambda config, dim, depth, heads: ViTTrunk(dim, depth, heads),  # a predictor over its map
-}
-
 
 def build_encoder(config: BackboneConfig, data: DataConfig) -> Encoder:
-    """Build an encoder with fresh weights; `data` must have its mean and std."""
+    """Build an encoder with new weights. The mean and std of `data` must be set."""
     assert data.mean is not None
     assert data.std is not None
-    backbone = BACKBONES[type(config)](config, data.channels, data.size)
+    backbone = BACKBONES.implementation(config)(config, data.channels, data.size)
     return Encoder(backbone, data.size, data.mean, data.std)
 
 
 def build_trunk(config: BackboneConfig, shape: str) -> tuple[Trunk, int]:
-    """Build the trunk of a predictor, of the backbone's own family, and return it with its width."""
-    dim, depth, heads = parse_width(shape, "objective.predictor")
-    return TRUNKS[type(config)](config, dim, depth, heads), dim
+    """Build the trunk of a predictor and return it with its width; `shape` is `DIMxDEPTH[xHEADS]`.
+
+    It is of the same kind as the backbone, or a stack of ViT blocks if the backbone has no trunk of its own.
+    """
+    from jepa.backbones.vit import ViTTrunk
+
+    dim, depth, num_heads = parse_width(shape, "objective.predictor")
+    own = BACKBONES.implementation(config).build_trunk(config, dim, depth, num_heads)
+    return own or ViTTrunk(dim, depth, num_heads), dim

@@ -1,54 +1,62 @@
-"""What every backbone is: images in, tokens out.
+"""Interfaces of backbones, trunks and encoders.
 
-Shapes: B images, C channels, N tokens of the grid, K kept tokens, D width.
+Shapes: B images, C channels, N tokens of the grid, K kept tokens, D width, L layers, H heads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from jepa.views import resize
+from jepa.transforms.crop import resize
 
-__all__ = ["Backbone", "Encoder", "Tokens", "Trunk", "sincos_positions", "take"]
+__all__ = ["Backbone", "Encoder", "Tokens", "Trunk", "eval_mode", "sincos_positions", "take"]
 
 
 @dataclass
 class Tokens:
     """The output of a backbone."""
 
-    x: Tensor  # (B, N, D), the last layer
-    grid: tuple[int, int]  # tokens down and across, of this input
-    valid: Tensor | None = None  # (B, N) bool; None: all are
-    layers: list[Tensor] = field(default_factory=list)  # (B, N, D) each: the layers asked for
+    x: Tensor  # (B, N, D), output of the last layer; (B, K, D) if only some tokens were kept
+    grid: tuple[int, int]  # number of tokens in the height and the width of the input
+    valid: Tensor | None = None  # (B, K) bool, False for padding; None if all tokens are valid
+    layers: list[Tensor] = field(default_factory=list)  # outputs of the requested layers, of the shape of x
 
 
 class Trunk(nn.Module):
-    """Tokens in, tokens out; encoder and predictor both are one inside."""
+    """A network from tokens to tokens, used in encoders and predictors."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to tokens; where `valid` (B, N) is False a token must not be attended to."""
+        """Map tokens (B, N, D) to tokens (B, N, D).
+
+        Tokens whose `valid` (B, N) is False are padding: they do not influence the others.
+        """
         raise NotImplementedError
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the normalised output of every layer, the last of which is `forward`'s."""
+        """Return the normalised output (B, N, D) of every layer; the last one is the output of `forward`."""
         raise NotImplementedError
 
     def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the attention weights (L, B, H, N, N) of every layer: image, head, query, key."""
+        """Return the attention weights of every layer, (L, B, H, N, N), query by key."""
         raise NotImplementedError
 
 
 class Backbone(nn.Module):
-    """Images in, tokens out. `maskable` says whether it can look at a part of the tokens only."""
+    """A network from images to tokens.
 
-    dim: int
-    stride: int
+    The constructor of a subclass takes `(config, channels, image_size)`, and sets the attributes below.
+    """
+
+    dim: int  # width of the tokens
+    stride: int  # side of the square of pixels that a token stands for
     num_layers: int
-    maskable: bool
+    maskable: bool  # whether `forward` supports `keep`
 
     def forward(
         self,
@@ -57,16 +65,28 @@ class Backbone(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Encode images (B, C, H, W); with `keep` (B, K), only those tokens enter, of which `valid` (B, K) count."""
+        """Encode normalised images (B, C, H, W).
+
+        `keep` (B, K) are indices of tokens: only these enter the network. `valid` (B, K) is False for those that are
+        padding. `layers` are the layers whose outputs are returned as well.
+        """
         raise NotImplementedError
 
+    @classmethod
+    def build_trunk(cls, config: Any, dim: int, depth: int, num_heads: int) -> Trunk | None:
+        """Build a trunk of the same kind for a predictor, or return None to use a stack of ViT blocks.
+
+        `config` is that of the backbone.
+        """
+        return None
+
     def pool(self, tokens: Tensor) -> Tensor:
-        """Average tokens (B, N, D) to one vector an image (B, D)."""
+        """Average the tokens (B, N, D) of each image to one vector (B, D)."""
         return tokens.mean(1)
 
 
 class Encoder(nn.Module):
-    """Preprocessing and a backbone: from pixels to features, everything that is needed to use a trained model."""
+    """Preprocessing and a backbone: everything that is needed to compute features with a trained model."""
 
     mean: Tensor
     std: Tensor
@@ -84,38 +104,57 @@ class Encoder(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Normalise images in [0, 1] (B, C, H, W), of any size that the patches divide, and encode them."""
+        """Normalise and encode images (B, C, H, W), floats in [0, 1]; see `Backbone.forward`.
+
+        The sides of the images must be multiples of the stride.
+        """
         tokens: Tokens = self.backbone((images - self.mean) / self.std, keep, valid, layers)
         return tokens
 
+    @property
+    def device(self) -> torch.device:
+        """The device of the weights."""
+        return self.mean.device
+
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalise images (B, C, H, W), uint8 or floats in [0, 1], to what the backbone takes."""
+        """Resize and normalise images (B, C, H, W), uint8 or floats in [0, 1], to the input of the backbone."""
         return (resize(images, self.size) - self.mean) / self.std
 
     def embed(self, images: Tensor) -> Tensor:
-        """Turn images (B, C, H, W), uint8 or floats in [0, 1], into one averaged vector each (B, D)."""
+        """Return the average of the tokens (B, D) of each image (B, C, H, W), uint8 or floats in [0, 1]."""
         return self.backbone.pool(self(resize(images, self.size)).x)
 
 
-def take(tokens: Tensor, index: Tensor) -> Tensor:
-    """Gather tokens (B, N, D) at index (B, …) into (B, …, D)."""
-    flat = index.flatten(1)
-    picked = tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1]))
-    return picked.view(*index.shape, tokens.shape[-1])
+@contextmanager
+def eval_mode(module: nn.Module) -> Iterator[None]:
+    """Set evaluation mode, and restore the previous mode at the end."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)
 
 
-def sincos_positions(dim: int, grid: tuple[int, int], trained: tuple[int, int]) -> Tensor:
-    """Fixed 2-D sin-cos positions (N, D): the first half encodes the column, the second the row (MAE, I-JEPA).
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Gather the tokens (B, N, D) at indices (B, …) into (B, …, D)."""
+    flat = indices.flatten(1)
+    gathered = tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1]))
+    return gathered.view(*indices.shape, tokens.shape[-1])
 
-    On another grid than the trained one the positions are spread over the same range, so that the corners of an image
-    keep theirs. Width D must be a multiple of 4.
+
+def sincos_positions(dim: int, grid: tuple[int, int], trained_grid: tuple[int, int]) -> Tensor:
+    """Return fixed 2-D sin-cos position embeddings (N, D) of a grid, as in MAE and I-JEPA.
+
+    The first half of the features encodes the column, the second half the row. On a grid other than `trained_grid`,
+    the positions cover the same range, so the corners of an image keep their embeddings. D must be a multiple of 4.
     """
     omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     axes = []
-    for length, reference in zip(grid, trained, strict=True):
-        place = (torch.arange(length, dtype=torch.float64) + 0.5) * (reference / length) - 0.5
-        angle = place[:, None] * omega
+    for length, trained_length in zip(grid, trained_grid, strict=True):
+        position = (torch.arange(length, dtype=torch.float64) + 0.5) * (trained_length / length) - 0.5
+        angle = position[:, None] * omega
         axes.append(torch.cat([angle.sin(), angle.cos()], -1))
     rows, columns = axes
-    both = [columns[None].expand(grid[0], -1, -1), rows[:, None].expand(-1, grid[1], -1)]
-    return torch.cat(both, -1).flatten(0, 1).float()
+    embeddings = [columns[None].expand(grid[0], -1, -1), rows[:, None].expand(-1, grid[1], -1)]
+    return torch.cat(embeddings, -1).flatten(0, 1).float()

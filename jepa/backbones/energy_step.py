@@ -1,7 +1,7 @@
-"""One step down the energy of an Energy Transformer, its gradient written out, with little memory for training.
+"""One step of gradient descent on the energy of an Energy Transformer, with a memory-saving backward pass.
 
-Shapes: B images, N tokens, D width, H heads of width Z = D / H, M memories. In the attention, queries C ask and keys B
-answer: its weights P are (B·H, C, B).
+Shapes: B images, N tokens, D width, H heads of width Z = D / H, M memories. Attention weights P are (B·H, N, N), query
+by key. In equations, C is the index of a query, B that of a key and μ that of a memory, as in the paper.
 """
 
 from __future__ import annotations
@@ -13,169 +13,196 @@ import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor
 
-__all__ = ["Pairs", "Weights", "energy_gradient", "energy_step"]
+__all__ = ["EnergyMask", "StepOptions", "StepWeights", "energy_gradient", "energy_step"]
 
-EPS = 1e-5
-
-
-class Weights(NamedTuple):
-    """What leads from g to queries, keys and memories, and back. β is in the way in, where it is a small product."""
-
-    attend: Tensor  # (2·D, D): β W_Q and W_K
-    attended: Tensor  # (2·D, D): -W_Q and -W_K / β
-    recall: Tensor  # (M, D): ξ, times β for softmax memories
-    recalled: Tensor  # (M, D): -ξ
+EPS = 1e-5  # of EnergyLayerNorm
 
 
-class Pairs(NamedTuple):
-    """Which tokens count, and which key may answer which query; None: all."""
+class StepWeights(NamedTuple):
+    """The projections of g to queries, keys and memories, and those back to ∂E/∂g.
 
-    bias: Tensor | None  # (B or 1, 1, C, B): 0, or a large negative number for a pair that is left out
-    queries: Tensor | None  # (B·H, C, 1): 1 for a query that has a key, else 0
-    tokens: Tensor | None  # (B, N, 1): 1 for a token that counts, else 0
-
-
-class Form(NamedTuple):
-    """What is not a tensor."""
-
-    heads: int
-    softmax: bool  # memories: softmax, or relu
-
-
-def energy_gradient(g: Tensor, weights: Weights, pairs: Pairs, form: Form) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ∂E/∂g (B, N, D), queries and keys (2, B·H, N, Z), and how much each memory is recalled (B, N, M).
-
-    A token is drawn as a query to its keys, as a key to the queries it answers, and to the memories that are like it:
-    ∂E/∂Q_C = -Σ_B P_CB K_B, ∂E/∂K_B = -Σ_C P_CB Q_C with the same P, and -Σ_μ relu(ξ_μ · g) ξ_μ.
+    β is part of the projections, where multiplying by it is cheap.
     """
-    queries_keys = split_heads(F.linear(g, weights.attend), form.heads)
-    sides = both_sides(attention(queries_keys, pairs, form), queries_keys, pairs)
-    recall = F.linear(g, weights.recall)
-    recall = recall.softmax(-1).to(recall.dtype) if form.softmax else recall.relu_()
-    drawn = join_heads(*sides, form.heads).flatten(0, 1) @ weights.attended
-    gradient = torch.addmm(drawn, recall.flatten(0, 1), weights.recalled).view_as(g)
-    return gradient if pairs.tokens is None else gradient * pairs.tokens, queries_keys, recall
+
+    attention_in: Tensor  # (2·D, D): β W_Q and W_K
+    attention_out: Tensor  # (2·D, D): -W_Q and -W_K / β
+    memory_in: Tensor  # (M, D): ξ, times β for softmax memories
+    memory_out: Tensor  # (M, D): -ξ
 
 
-def split_heads(x: Tensor, heads: int) -> Tensor:
-    """Turn (B, N, 2·D) into (2, B·H, N, Z)."""
-    return rearrange(x, "b n (two h z) -> two (b h) n z", two=2, h=heads).contiguous()
+class EnergyMask(NamedTuple):
+    """The tokens and the pairs of query and key that are part of the energy. None stands for all."""
+
+    attention_bias: Tensor | None  # (B or 1, 1, N, N): 0, or a large negative number for pairs that are left out
+    has_key: Tensor | None  # (B·H, N, 1): 1 for a query that has a key, else 0
+    valid: Tensor | None  # (B, N, 1): 1 for a valid token, else 0
 
 
-def join_heads(first: Tensor, second: Tensor, heads: int) -> Tensor:
-    """Undo `split_heads`."""
-    parts = [rearrange(part, "(b h) n z -> b n h z", h=heads) for part in (first, second)]
-    return torch.stack(parts, 2).flatten(2)
+class StepOptions(NamedTuple):
+    """The settings of a step that are not tensors."""
+
+    num_heads: int
+    softmax_memory: bool  # the memories use a softmax instead of a relu
 
 
-def attention(queries_keys: Tensor, pairs: Pairs, form: Form) -> Tensor:
-    """Return P (B·H, C, B), the softmax of β Q·K over the keys B."""
+def energy_gradient(
+    g: Tensor, weights: StepWeights, mask: EnergyMask, options: StepOptions
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return ∂E/∂g (B, N, D), queries and keys (2, B·H, N, Z), and the activations of the memories (B, N, M).
+
+    ∂E/∂g sums over what a token contributes to as a query, as a key, and to the memories: ∂E/∂Q_C = -Σ_B P_CB K_B,
+    ∂E/∂K_B = -Σ_C P_CB Q_C with the same P, and -Σ_μ relu(ξ_μ · g) ξ_μ.
+    """
+    queries_keys = split_heads(F.linear(g, weights.attention_in), options.num_heads)
+    sums = weighted_sums(attention_weights(queries_keys, mask, options), queries_keys, mask)
+    activations = F.linear(g, weights.memory_in)
+    activations = activations.softmax(-1).to(activations.dtype) if options.softmax_memory else activations.relu_()
+    attention_part = merge_heads(*sums, options.num_heads).flatten(0, 1) @ weights.attention_out
+    gradient = torch.addmm(attention_part, activations.flatten(0, 1), weights.memory_out).view_as(g)
+    return gradient if mask.valid is None else gradient * mask.valid, queries_keys, activations
+
+
+def split_heads(x: Tensor, num_heads: int) -> Tensor:
+    """Reshape (B, N, 2·D) to (2, B·H, N, Z)."""
+    return rearrange(x, "b n (two h z) -> two (b h) n z", two=2, h=num_heads).contiguous()
+
+
+def merge_heads(first: Tensor, second: Tensor, num_heads: int) -> Tensor:
+    """Reshape two tensors (B·H, N, Z) to one (B, N, 2·D), the inverse of `split_heads`."""
+    halves = [rearrange(half, "(b h) n z -> b n h z", h=num_heads) for half in (first, second)]
+    return torch.stack(halves, 2).flatten(2)
+
+
+def attention_weights(queries_keys: Tensor, mask: EnergyMask, options: StepOptions) -> Tensor:
+    """Return P (B·H, N, N), the softmax of β Q·K over the keys."""
     logits = queries_keys[0] @ queries_keys[1].mT
-    if pairs.bias is not None:
-        logits.unflatten(0, (-1, form.heads)).add_(pairs.bias)
+    if mask.attention_bias is not None:
+        logits.unflatten(0, (-1, options.num_heads)).add_(mask.attention_bias)
     return logits.softmax(-1).to(logits.dtype)
 
 
-def both_sides(p: Tensor, queries_keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return Σ_B P_CB K_B and Σ_C P_CB Q_C, without the queries that have no key."""
+def weighted_sums(p: Tensor, queries_keys: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
+    """Return Σ_B P_CB K_B of every query and Σ_C P_CB Q_C of every key; queries without a key are left out."""
     queries, keys = queries_keys
-    if pairs.queries is None:
+    if mask.has_key is None:
         return p @ keys, p.mT @ queries
-    return (p @ keys) * pairs.queries, p.mT @ (queries * pairs.queries)
+    return (p @ keys) * mask.has_key, p.mT @ (queries * mask.has_key)
 
 
 def energy_step(
-    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, form: Form
+    x: Tensor,
+    *,
+    gamma: Tensor,
+    delta: Tensor,
+    alpha: Tensor,
+    weights: StepWeights,
+    mask: EnergyMask,
+    options: StepOptions,
 ) -> Tensor:
     """Return x - α ∂E/∂g at g = γ (x - mean x) / sqrt(var x + ε) + δ, for tokens x (B, N, D); γ and δ are (D,)."""
-    # a compiler keeps and works out again what it sees fit, and torch.func wants operations that it knows
-    plain = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
-    if torch.is_grad_enabled() and not plain:
-        result: Tensor = LeanStep.apply(x, gamma, delta, alpha, *weights, *pairs, form)
+    # a compiler chooses itself what to recompute, and torch.func supports no custom backward passes of this kind
+    use_autograd = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
+    if torch.is_grad_enabled() and not use_autograd:
+        result: Tensor = LeanStep.apply(x, gamma, delta, alpha, *weights, *mask, options)
         return result
-    return plain_step(x, gamma, delta, alpha, weights, pairs, form)[0]
+    return plain_step(x, gamma=gamma, delta=delta, alpha=alpha, weights=weights, mask=mask, options=options)[0]
 
 
 def plain_step(
-    x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, weights: Weights, pairs: Pairs, form: Form
+    x: Tensor,
+    *,
+    gamma: Tensor,
+    delta: Tensor,
+    alpha: Tensor,
+    weights: StepWeights,
+    mask: EnergyMask,
+    options: StepOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """The step in differentiable operations; also returns what `energy_gradient` does."""
-    g = F.layer_norm(x, delta.shape, gamma, delta, EPS).to(weights.attend.dtype)
-    gradient, queries_keys, recall = energy_gradient(g, weights, pairs, form)
-    return torch.addcmul(x, alpha, gradient.to(x.dtype), value=-1), queries_keys, recall
+    """Compute the step with differentiable operations; also return queries, keys and the memories' activations."""
+    g = F.layer_norm(x, delta.shape, gamma, delta, EPS).to(weights.attention_in.dtype)
+    gradient, queries_keys, activations = energy_gradient(g, weights, mask, options)
+    return torch.addcmul(x, alpha, gradient.to(x.dtype), value=-1), queries_keys, activations
 
 
 class LeanStep(torch.autograd.Function):
-    """The step with a backward pass of its own, which keeps x, Q, K and the recall and works out the rest again.
+    """The step with a backward pass that saves x, Q, K and the activations of the memories, and recomputes the rest.
 
-    That is 7 N·D numbers a step (with 4 memories a dimension), and none of size N². What is worked out again costs
-    2 % of the FLOPs at 64 tokens of width 256, 5 % at 196.
+    These are 7·N·D numbers a step (with 4 memories per dimension), and none of size N². The recomputation costs 2 % of
+    the FLOPs at 64 tokens of width 256, and 5 % at 196 tokens.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
-        """Take the step."""
-        weights, pairs, ctx.form = Weights(*rest[:4]), Pairs(*rest[4:7]), rest[7]
-        result, queries_keys, recall = plain_step(x, gamma, delta, alpha, weights, pairs, ctx.form)
-        ctx.save_for_backward(x, gamma, delta, alpha, *weights, *pairs, queries_keys, recall)
+        """Compute the step. `rest` holds the fields of `StepWeights` and `EnergyMask`, then `StepOptions`."""
+        weights, mask, ctx.options = StepWeights(*rest[:4]), EnergyMask(*rest[4:7]), rest[7]
+        result, queries_keys, activations = plain_step(
+            x, gamma=gamma, delta=delta, alpha=alpha, weights=weights, mask=mask, options=ctx.options
+        )
+        ctx.save_for_backward(x, gamma, delta, alpha, *weights, *mask, queries_keys, activations)
         return result
 
     @staticmethod
-    def backward(ctx: Any, d: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
         """Return the gradients of x, γ, δ, α and the weights."""
-        x, gamma, delta, alpha, *rest, queries_keys, recall = ctx.saved_tensors
-        weights, pairs, form = Weights(*rest[:4]), Pairs(*rest[4:]), ctx.form
-        if torch.is_grad_enabled():  # to be differentiated again
+        x, gamma, delta, alpha, *rest, queries_keys, activations = ctx.saved_tensors
+        weights, mask, options = StepWeights(*rest[:4]), EnergyMask(*rest[4:]), ctx.options
+        if torch.is_grad_enabled():  # the gradients will be differentiated again
             inputs = (x, gamma, delta, alpha, *weights)
-            result, *_ = plain_step(x, gamma, delta, alpha, weights, pairs, form)
-            wanted = [tensor for tensor in inputs if tensor.requires_grad]
-            found = iter(torch.autograd.grad(result, wanted, d, create_graph=True))
-            return *(next(found) if tensor.requires_grad else None for tensor in inputs), *[None] * 4
+            result, *_ = plain_step(
+                x, gamma=gamma, delta=delta, alpha=alpha, weights=weights, mask=mask, options=options
+            )
+            differentiable = [tensor for tensor in inputs if tensor.requires_grad]
+            gradients = iter(torch.autograd.grad(result, differentiable, d_result, create_graph=True))
+            return *(next(gradients) if tensor.requires_grad else None for tensor in inputs), *[None] * 4
 
-        dtype = weights.attend.dtype
+        dtype = weights.attention_in.dtype
         normed, mean, rstd = torch.native_layer_norm(x, delta.shape, gamma, delta, EPS)
         g = normed.to(dtype).flatten(0, 1)
-        down = d * -alpha
-        down = (down if pairs.tokens is None else down * pairs.tokens).to(dtype)  # what reaches ∂E/∂g
-        flat = down.flatten(0, 1)
+        d_gradient = d_result * -alpha  # with respect to ∂E/∂g
+        d_gradient = (d_gradient if mask.valid is None else d_gradient * mask.valid).to(dtype)
+        d_flat = d_gradient.flatten(0, 1)
 
-        d_recalled = recall.flatten(0, 1).T @ flat
-        d_overlap = recall_backward(flat @ weights.recalled.T, recall.flatten(0, 1), form)
-        d_recall = d_overlap.T @ g
-        d_g = d_overlap @ weights.recall
+        d_memory_out = activations.flatten(0, 1).T @ d_flat
+        d_overlap = activation_backward(d_flat @ weights.memory_out.T, activations.flatten(0, 1), options)
+        d_memory_in = d_overlap.T @ g
+        d_g = d_overlap @ weights.memory_in
         del d_overlap
 
-        p = attention(queries_keys, pairs, form)
-        d_attended = join_heads(*both_sides(p, queries_keys, pairs), form.heads).flatten(0, 1).T @ flat
-        d_sides = split_heads(F.linear(down, weights.attended), form.heads)
-        d_attention = join_heads(*attention_backward(d_sides, p, queries_keys, pairs), form.heads).flatten(0, 1)
-        d_attend = d_attention.T @ g
-        d_g.addmm_(d_attention, weights.attend)
+        p = attention_weights(queries_keys, mask, options)
+        d_attention_out = merge_heads(*weighted_sums(p, queries_keys, mask), options.num_heads).flatten(0, 1).T @ d_flat
+        d_sums = split_heads(F.linear(d_gradient, weights.attention_out), options.num_heads)
+        d_pair = attention_backward(d_sums, p, queries_keys, mask)
+        d_queries_keys = merge_heads(*d_pair, options.num_heads).flatten(0, 1)
+        del d_pair
+        d_attention_in = d_queries_keys.T @ g
+        d_g.addmm_(d_queries_keys, weights.attention_in)
 
         d_x, d_gamma, d_delta = torch.ops.aten.native_layer_norm_backward(
             d_g.to(x.dtype).view_as(x), x, delta.shape, mean, rstd, gamma, delta, [True, True, True]
         )
-        # Σ d · ∂E/∂g, by way of the products that are there: Σ d · (S W) = Σ (Sᵀ d) · W
-        d_alpha = ((d_attended * weights.attended).sum() + (d_recalled * weights.recalled).sum()) / alpha
-        return d_x.add_(d), d_gamma, d_delta, d_alpha, d_attend, d_attended, d_recall, d_recalled, *[None] * 4
+        # Σ d · ∂E/∂g from products that are already computed: Σ d · (S W) = Σ (Sᵀ d) · W
+        d_alpha = (d_attention_out * weights.attention_out).sum() + (d_memory_out * weights.memory_out).sum()
+        d_weights = (d_attention_in, d_attention_out, d_memory_in, d_memory_out)
+        return d_x.add_(d_result), d_gamma, d_delta, d_alpha / alpha, *d_weights, *[None] * 4
 
 
-def recall_backward(d_recall: Tensor, recall: Tensor, form: Form) -> Tensor:
-    """Turn the gradient of the recall (N, M) into that of the overlaps with the memories, in its place."""
-    if form.softmax:
-        return torch._softmax_backward_data(d_recall, recall, -1, recall.dtype)
-    return torch.ops.aten.threshold_backward.grad_input(d_recall, recall, 0, grad_input=d_recall)  # type: ignore[no-any-return]
+def activation_backward(d_activations: Tensor, activations: Tensor, options: StepOptions) -> Tensor:
+    """Return the gradient of the overlaps with the memories from that of the activations (B·N, M), in place."""
+    if options.softmax_memory:
+        return torch._softmax_backward_data(d_activations, activations, -1, activations.dtype)
+    relu_backward = torch.ops.aten.threshold_backward.grad_input
+    return relu_backward(d_activations, activations, 0, grad_input=d_activations)  # type: ignore[no-any-return]
 
 
-def attention_backward(d_sides: Tensor, p: Tensor, queries_keys: Tensor, pairs: Pairs) -> tuple[Tensor, Tensor]:
-    """Return the gradients of queries and keys from those of both sides (2, B·H, N, Z)."""
-    (queries, keys), (d_query_side, d_key_side) = queries_keys, d_sides
-    asked = queries
-    if pairs.queries is not None:
-        d_query_side, asked = d_query_side * pairs.queries, queries * pairs.queries
-    d_p = torch.baddbmm(d_query_side @ keys.mT, asked, d_key_side.mT)
+def attention_backward(d_sums: Tensor, p: Tensor, queries_keys: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
+    """Return the gradients of queries and keys from those of the weighted sums (2, B·H, N, Z)."""
+    (queries, keys), (d_query_sums, d_key_sums) = queries_keys, d_sums
+    masked_queries = queries
+    if mask.has_key is not None:
+        d_query_sums, masked_queries = d_query_sums * mask.has_key, queries * mask.has_key
+    d_p = torch.baddbmm(d_query_sums @ keys.mT, masked_queries, d_key_sums.mT)
     d_logits = torch._softmax_backward_data(d_p, p, -1, p.dtype)
-    d_queries = p @ d_key_side
-    if pairs.queries is not None:
-        d_queries = d_queries * pairs.queries
-    return torch.baddbmm(d_queries, d_logits, keys), torch.baddbmm(p.mT @ d_query_side, d_logits.mT, queries)
+    d_queries = p @ d_key_sums
+    if mask.has_key is not None:
+        d_queries = d_queries * mask.has_key
+    return torch.baddbmm(d_queries, d_logits, keys), torch.baddbmm(p.mT @ d_query_sums, d_logits.mT, queries)

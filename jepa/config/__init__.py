@@ -1,21 +1,42 @@
-"""The page of knobs: every setting of every part, as frozen dataclasses.
+"""All configuration dataclasses, the tables of parts and the recipes.
 
-The docstring under a field is its help on the command line. Nothing here imports torch, so `--help` is quick.
+The docstring under a field is its help text on the command line. Nothing here imports torch, so `--help` is quick.
 """
 
 from __future__ import annotations
 
-from jepa.config.backbones import BackboneConfig, ConvNetConfig, EnergyConfig, ViTConfig, parse_width
+from jepa.config.backbones import ConvNetConfig, EnergyConfig, ViTConfig, is_power_of_two, parse_width
+from jepa.config.base import (
+    BACKBONES,
+    OBJECTIVES,
+    SOURCES,
+    BackboneConfig,
+    CodeConfig,
+    Config,
+    ObjectiveConfig,
+    OptimConfig,
+    PartTable,
+    SourceConfig,
+    with_backbone,
+)
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, require, suggest
-from jepa.config.experiment import KINDS, Config, ObjectiveConfig, OptimConfig, with_backbone
-from jepa.config.ijepa import CropConfig, IJepaConfig, MaskConfig
-from jepa.config.saccade import FixationConfig, SaccadeConfig, VICRegConfig
+from jepa.config.ijepa import IJepaConfig
+from jepa.config.recipes import RECIPES, recipe
+from jepa.config.saccade import SaccadeConfig
 from jepa.config.supervised import SupervisedConfig
+from jepa.config.tables import parse_source
+from jepa.config.transforms import CropConfig, FixationConfig, MaskConfig
+from jepa.config.user_code import load_code
+from jepa.config.vicreg import VICRegConfig
 
 __all__ = [
-    "KINDS",
+    "BACKBONES",
+    "OBJECTIVES",
+    "RECIPES",
+    "SOURCES",
     "BackboneConfig",
+    "CodeConfig",
     "Config",
     "ConvNetConfig",
     "CropConfig",
@@ -27,11 +48,17 @@ __all__ = [
     "MaskConfig",
     "ObjectiveConfig",
     "OptimConfig",
+    "PartTable",
     "SaccadeConfig",
+    "SourceConfig",
     "SupervisedConfig",
     "VICRegConfig",
     "ViTConfig",
+    "is_power_of_two",
+    "load_code",
+    "parse_source",
     "parse_width",
+    "recipe",
     "require",
     "suggest",
     "with_backbone",

@@ -1,4 +1,4 @@
-"""Encoders: Vision Transformers, Energy Transformers, ConvNets."""
+"""Configs of backbones: Vision Transformers, Energy Transformers, ConvNets."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from jepa.config.base import BackboneConfig
 from jepa.config.data import DataConfig
 from jepa.config.errors import require, suggest
 
-__all__ = ["VIT_SIZES", "BackboneConfig", "ConvNetConfig", "EnergyConfig", "ViTConfig", "parse_width"]
+__all__ = ["VIT_SIZES", "ConvNetConfig", "EnergyConfig", "ViTConfig", "is_power_of_two", "parse_width"]
 
 VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
@@ -22,139 +23,154 @@ VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
 """Named sizes: width, depth, heads, MLP ratio (Dosovitskiy et al. 2021; giant: Zhai et al. 2022)."""
 
 
+def is_power_of_two(number: int) -> bool:
+    """Return whether a number is a power of two, 2 or more."""
+    return number >= 2 and number & (number - 1) == 0
+
+
 def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]:
-    """Read `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of 64 (of 32 where 64 does not divide DIM)."""
+    """Parse `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of width 64 (32 if DIM is not a multiple of 64).
+
+    `where` names the setting, and `others` lists further accepted values, in the message of the `InputError` that is
+    raised if the text has another form.
+    """
     parts = text.lower().split("x")
-    accepted = f"it takes {others}DIMxDEPTH or DIMxDEPTHxHEADS, whole numbers from 1, such as 192x6 or 192x6x3"
+    accepted = (
+        f"it takes {others}DIMxDEPTH or DIMxDEPTHxHEADS, with whole numbers of 1 or more, such as 192x6 or 192x6x3"
+    )
     is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
     require(is_shape, f"{where} is '{text}'; {accepted}")
     dim, depth = int(parts[0]), int(parts[1])
     heads = int(parts[2]) if len(parts) == 3 else max(1, dim // (64 if dim % 64 == 0 else 32))
-    require(dim % heads == 0, f"{where} is '{text}', but {heads} heads do not divide {dim}; choose another HEADS")
-    require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4 for sin-cos positions")
+    require(dim % heads == 0, f"{where} is '{text}', but {dim} is not divisible by {heads} heads; choose another HEADS")
+    require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4, which sin-cos positions require")
     return dim, depth, heads
 
 
 def check_patches(size: str, patch: int, stem: str) -> None:
-    """Refuse a size, patch or stem that a backbone over patches cannot have."""
-    require(patch >= 1, f"backbone.patch is {patch}; it takes a number of pixels from 1")
+    """Raise `InputError` for a size, patch or stem that a backbone over patches does not support."""
+    require(patch >= 1, f"backbone.patch is {patch}; it takes a number of pixels, 1 or more")
     if size not in VIT_SIZES:
         hint = suggest(size, VIT_SIZES)
-        require(not size.isalpha(), f"backbone.size is '{size}', which is none of {', '.join(VIT_SIZES)}{hint}")
+        require(
+            not size.isalpha(),
+            f"backbone.size is '{size}'; it takes {', '.join(VIT_SIZES)}, or DIMxDEPTH[xHEADS] such as 192x6x3{hint}",
+        )
         parse_width(size, "backbone.size")
-    powers = patch & (patch - 1) == 0 and patch >= 2
-    fits = stem == "linear" or powers
-    require(fits, f"backbone.stem '{stem}' needs a patch that is a power of 2; backbone.patch is {patch}")
+    require(
+        stem == "linear" or is_power_of_two(patch),
+        f"backbone.patch is {patch}, but backbone.stem '{stem}' requires a power of 2; choose another patch, or "
+        "--backbone.stem linear",
+    )
 
 
 def check_grid(patch: int, data: DataConfig) -> None:
-    """Refuse images that patches do not divide."""
+    """Raise `InputError` if the image size is not a multiple of the patch size."""
     height, width = data.size
     nearest = max(patch, round(height / patch) * patch)
     require(
         height % patch == 0 and width % patch == 0,
-        f"backbone.patch is {patch}, which does not divide the image of {height}x{width} pixels; "
-        f"choose another patch, or --data.image-size {nearest}",
+        f"backbone.patch is {patch}, but the image of {height}x{width} pixels is not a multiple of it; choose another "
+        f"patch, or --data.image-size {nearest}",
     )
 
 
 @dataclass(frozen=True)
-class ViTConfig:
+class ViTConfig(BackboneConfig):
     """A Vision Transformer (Dosovitskiy et al. 2021) with fixed sin-cos positions and no class token."""
 
     kind: ClassVar[str] = "vit"
     maskable: ClassVar[bool] = True
 
     size: str = "small"
-    """tiny, small, base, large, huge, giant, or free dimensions DIMxDEPTH[xHEADS], such as 192x6x3."""
+    """tiny, small, base, large, huge, giant, or DIMxDEPTH[xHEADS], such as 192x6x3."""
     patch: int = 16
-    """Side of a patch in pixels."""
+    """Side of a patch, in pixels."""
     stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Patch to token: linear (the paper), conv (3x3, looks across patch borders) or patch-conv (stays inside)."""
+    """Layers from patches to tokens: linear (the paper), conv (3x3, its receptive field crosses patch borders) or
+    patch-conv (each token depends on its own patch only)."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
 
-    def fits(self, data: DataConfig) -> None:
-        """Refuse images that the patches do not divide."""
+    def check_data(self, data: DataConfig) -> None:
+        """Require an image size that is a multiple of the patch size."""
         check_grid(self.patch, data)
 
     @property
     def dimensions(self) -> tuple[int, int, int, float]:
-        """Width, depth, heads, MLP ratio."""
+        """Width, depth, number of heads, MLP ratio."""
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
 
 
-TINY, HUGE = 1e-6, 1e6
+MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of alpha and beta; beyond these, float32 has no precision left
 
 
 @dataclass(frozen=True)
-class EnergyConfig:
+class EnergyConfig(BackboneConfig):
     """An Energy Transformer (Hoover et al. 2023): one block, applied again and again, that descends an energy."""
 
     kind: ClassVar[str] = "energy"
     maskable: ClassVar[bool] = True
 
     size: str = "small"
-    """As a ViT's, with steps T for its depth: tiny, small, …, or DIMxSTEPS[xHEADS], such as 192x12x3."""
+    """As for a ViT, with the number of steps T in place of the depth: tiny, small, …, or DIMxSTEPS[xHEADS], such as
+    192x12x3."""
     patch: int = 16
-    """Side of a patch in pixels."""
+    """Side of a patch, in pixels."""
     stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Patch to token: linear (the paper), conv (3x3, looks across patch borders) or patch-conv (stays inside)."""
+    """Layers from patches to tokens: linear (the paper), conv (3x3, its receptive field crosses patch borders) or
+    patch-conv (each token depends on its own patch only)."""
     positions: Literal["sincos", "learned"] = "sincos"
-    """Fixed sin-cos positions, or learned ones (the paper)."""
+    """Fixed sin-cos position embeddings, or learned ones (the paper)."""
     memory: Literal["relu", "softmax"] = "relu"
-    """Energy of the Hopfield memories."""
+    """Energy function of the Hopfield memories."""
     memories: int = 4
-    """Hopfield memories for each dimension."""
+    """Number of Hopfield memories per dimension of a token."""
     alpha: float = 0.1
-    """Size of a step down the energy."""
+    """Step size of the descent."""
     learn_alpha: bool = False
-    """Learn the size of a step, starting from alpha."""
+    """Learn the step size, starting from alpha."""
     beta: float | None = None
-    """Inverse temperature; by default 1 / sqrt(width) of a head, or of a token where softmax memories use it."""
+    """Inverse temperature. By default 1 / sqrt(width of a head); for softmax memories 1 / sqrt(width of a token)."""
     learn_beta: bool = False
-    """Learn the inverse temperatures, one a head, starting from beta."""
+    """Learn one inverse temperature per head, starting from beta."""
     self_interaction: bool = False
-    """Let a token attend to itself, as the published code does and the paper does not."""
+    """Let tokens attend to themselves, as in the published code but not in the paper."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise added to the tokens at every step of training."""
+    """Standard deviation of Gaussian noise that is added to the tokens after each step of the descent, in training."""
     init: Literal["scaled", "paper"] = "scaled"
-    """Weights from N(0, 1 / sqrt(DIM)), or the paper's, which were made for a width of 768 and long runs."""
+    """Initialisation: standard deviation 1 / sqrt(DIM), or the paper's, which suits a width of 768 and long runs."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
-        require(self.memories >= 1, f"backbone.memories is {self.memories}; it takes a whole number from 1")
-        usable = f"it takes a number above 0, from {TINY:g} to {HUGE:g}"  # beyond, float32 has nothing left of it
-        require(TINY <= self.alpha <= HUGE, f"backbone.alpha is {self.alpha}, the size of a step; {usable}")
-        positive = self.beta is None or TINY <= self.beta <= HUGE
-        require(positive, f"backbone.beta is {self.beta}, an inverse temperature; {usable}")
-        require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation from 0")
+        require(self.memories >= 1, f"backbone.memories is {self.memories}; it takes a whole number, 1 or more")
+        accepted = f"it takes a number between {MIN_SCALE:g} and {MAX_SCALE:g}"
+        require(MIN_SCALE <= self.alpha <= MAX_SCALE, f"backbone.alpha is {self.alpha}; {accepted}")
+        require(
+            self.beta is None or MIN_SCALE <= self.beta <= MAX_SCALE,
+            f"backbone.beta is {self.beta}; {accepted}, or none",
+        )
+        require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation, 0 or more")
 
-    def fits(self, data: DataConfig) -> None:
-        """Refuse images that the patches do not divide."""
+    def check_data(self, data: DataConfig) -> None:
+        """Require an image size that is a multiple of the patch size."""
         check_grid(self.patch, data)
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
-        """Width, steps, heads."""
+        """Width, number of steps, number of heads."""
         return VIT_SIZES[self.size][:3] if self.size in VIT_SIZES else parse_width(self.size, "backbone.size")
 
 
 @dataclass(frozen=True)
-class ConvNetConfig:
-    """Any ConvNet of timm, by its name; its last map is the grid of tokens."""
+class ConvNetConfig(BackboneConfig):
+    """Any ConvNet of timm, by name. The positions of its last feature map are the tokens."""
 
     kind: ClassVar[str] = "convnet"
     maskable: ClassVar[bool] = False
 
     name: str = "convnext_tiny"
-    """A model of timm: convnext_atto, resnet18, efficientnet_b0, …"""
+    """Name of a timm model: convnext_atto, resnet18, efficientnet_b0, …"""
     small_stem: bool = False
-    """Halve the stride of the first layer and leave out a pooling behind it, for images of 32 pixels or so."""
-
-    def fits(self, data: DataConfig) -> None:
-        """Take images of any size."""
-
-
-BackboneConfig = ViTConfig | EnergyConfig | ConvNetConfig
+    """Halve the stride of the first layer and remove a pooling layer after it, for images of about 32 pixels."""

@@ -1,18 +1,29 @@
-"""What the user gave cannot be used: one sentence."""
+"""Errors in what the user gives: one sentence each, and exit code 2."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn
 
-__all__ = ["InputError", "require", "suggest"]
+__all__ = ["InputError", "Interrupted", "exit_with", "require", "suggest"]
 
 
 class InputError(Exception):
-    """Something the user gave cannot be used; the message is one sentence that says what, and how to mend it.
+    """An error in what the user gave. The message is one sentence: what was given, what is accepted, how to fix it.
 
-    Not a `ValueError`, which tyro would print in a box of its own.
+    It is not a `ValueError`, which tyro would print in a box of its own.
     """
+
+
+class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
+    """Training was stopped by a signal, after everything was saved."""
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.signal_number = signal_number
 
 
 def require(condition: bool, message: str) -> None:
@@ -22,6 +33,28 @@ def require(condition: bool, message: str) -> None:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """Return `; did you mean …?` for a mistyped word, or nothing where no known word is near."""
+    """Return `; did you mean '…'?` with the most similar known word, or an empty string if none is similar."""
     near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
     return f"; did you mean '{near[0]}'?" if near else ""
+
+
+def exit_with(command: Callable[[], int]) -> NoReturn:
+    """Run a command and exit with the code that it returns; print errors of the user as one sentence, with code 2."""
+    try:
+        code = command()
+    except InputError as error:
+        print(f"jepa: {error}", file=sys.stderr)
+        code = 2
+    except Interrupted as stop:
+        print(f"jepa: {stop}", file=sys.stderr)
+        code = 128 + stop.signal_number
+    except KeyboardInterrupt:
+        print("jepa: interrupted", file=sys.stderr)
+        code = 130
+    except BrokenPipeError:  # `jepa train --help | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 0
+    except OSError as error:
+        print(f"jepa: {error.filename or 'a file'} cannot be used: {error.strerror}", file=sys.stderr)
+        code = 2
+    sys.exit(code)

@@ -1,22 +1,20 @@
-"""Supervised training, a baseline of `jepa evaluate --full`: what the same network reaches with every label."""
+"""Config of supervised training, a baseline of `jepa evaluate --full`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
+from jepa.config.base import ObjectiveConfig
 from jepa.config.errors import require
-from jepa.config.ijepa import CropConfig
-
-if TYPE_CHECKING:
-    from jepa.config import Config
+from jepa.config.transforms import CropConfig
 
 __all__ = ["SupervisedConfig"]
 
 
 @dataclass(frozen=True)
-class SupervisedConfig:
-    """Cross-entropy of a linear layer on the averaged tokens. It needs labels, as no other objective does."""
+class SupervisedConfig(ObjectiveConfig):
+    """Cross-entropy of a linear layer on the averaged tokens. It is the only objective that requires labels."""
 
     kind: ClassVar[str] = "supervised"
 
@@ -25,7 +23,4 @@ class SupervisedConfig:
     crop: CropConfig = field(default_factory=CropConfig)
 
     def __post_init__(self) -> None:
-        require(self.classes >= 2, f"objective.classes is {self.classes}; it takes a number from 2")
-
-    def fits(self, config: Config) -> None:
-        """Everything goes together with it."""
+        require(self.classes >= 2, f"objective.classes is {self.classes}; it takes a whole number, 2 or more")

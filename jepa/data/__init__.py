@@ -1,29 +1,28 @@
-"""Data: open a source, decode it, hand out batches in an order that is a pure function of the step."""
+"""Data sources, decoding, and batches whose order is a pure function of the step."""
 
-from jepa.data.files import Listing
-from jepa.data.images import Images, Read, cores, progress
-from jepa.data.loader import Batch, Faults, Loader, split_holdout, step_order
-from jepa.data.sources import CACHE, open_dataset, open_listing
-from jepa.data.stream import auto_workers, stream
-from jepa.data.survey import Survey, contact_sheet, look
+from jepa.data.dataset import DecodedBatch, ImageDataset, cores, open_dataset, progress
+from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
+from jepa.data.loader import Batch, BrokenFileLog, Loader, split_holdout, step_order
+from jepa.data.sources.base import CACHE, Source, open_source
+from jepa.data.workers import auto_workers, read_ahead
 
 __all__ = [
     "CACHE",
     "Batch",
-    "Faults",
-    "Images",
-    "Listing",
+    "BrokenFileLog",
+    "DecodedBatch",
+    "EncodedImages",
+    "ImageDataset",
     "Loader",
-    "Read",
-    "Survey",
+    "Source",
+    "SplitIndex",
     "auto_workers",
-    "contact_sheet",
     "cores",
-    "look",
+    "evenly_spaced",
     "open_dataset",
-    "open_listing",
+    "open_source",
     "progress",
+    "read_ahead",
     "split_holdout",
     "step_order",
-    "stream",
 ]

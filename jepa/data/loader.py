@@ -1,4 +1,4 @@
-"""The order of images as a pure function of the step, and batches on the device."""
+"""Batches on the device, whose order is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -13,47 +13,47 @@ import torch
 from torch import Tensor
 
 from jepa.config import InputError
-from jepa.data.images import Images, Read
-from jepa.data.stream import auto_workers, stream
+from jepa.data.dataset import DecodedBatch, ImageDataset
+from jepa.data.workers import auto_workers, read_ahead
 
-__all__ = ["Batch", "Faults", "Loader", "split_holdout", "step_order"]
+__all__ = ["Batch", "BrokenFileLog", "Loader", "split_holdout", "step_order"]
 
-MAX_HOLDOUT = 2000
-SAID = 5  # unreadable files that are told on the screen
-AHEAD = 2  # batches that wait in pinned memory for a GPU
+MAX_HELD_OUT_IMAGES = 2000
+MAX_PRINTED = 5  # unreadable files that are printed; all are listed in the run folder
+PREFETCHED_BATCHES = 2  # batches that wait in pinned memory for a GPU
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Images on the device, as the loop hands them to an objective."""
+    """A batch of images on the device: the input of `Objective.sample`."""
 
     images: Tensor  # (B, C, H, W) uint8
-    labels: Tensor | None  # (B,), which only the supervised baseline trains on
-    rows: Tensor  # (B,) position in the global batch of the step
+    labels: Tensor | None  # (B,), used by the supervised baseline only
+    positions: Tensor  # (B,) positions in the global batch of the step
 
 
 def split_holdout(count: int, share: float) -> tuple[Tensor, Tensor]:
-    """Split images 0…count-1 into those to train on and those held out for the online evaluation.
+    """Split the indices 0 … count - 1 at random into those to train on and a share of them that is held out.
 
-    The same for every seed; at most 2,000 are held out.
+    Both are in ascending order, and the same for every seed. At most 2,000 images are held out.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(20230119))
-    held = min(MAX_HOLDOUT, round(share * count))
-    return order[held:].sort().values, order[:held].sort().values
+    held_out = min(MAX_HELD_OUT_IMAGES, round(share * count))
+    return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def step_order(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """Return the positions (batch_size,) of a step.
+    """Return the indices of the images in the batch of a step, (batch_size,), out of 0 … count - 1.
 
-    An epoch is a permutation, and the next follows without a gap: a batch may hold the end of one and the start of the
-    next, so every epoch shows every image once.
+    Each epoch is a permutation of all images. Epochs follow each other without a gap: a batch may hold the end of one
+    and the start of the next.
     """
-    pieces, start, missing = [], step * batch_size, batch_size
-    while missing:
-        epoch, place = divmod(start, count)
-        piece = _epoch_order(epoch, count, seed)[place : place + missing]
+    pieces, start, end = [], step * batch_size, (step + 1) * batch_size
+    while start < end:
+        epoch, offset = divmod(start, count)
+        piece = _epoch_order(epoch, count, seed)[offset : offset + end - start]
         pieces.append(piece)
-        start, missing = start + len(piece), missing - len(piece)
+        start += len(piece)
     return torch.cat(pieces)
 
 
@@ -62,124 +62,128 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
-class Faults:
-    """Counts the files that cannot be read, lists them in a file, and stops where there are too many.
+class BrokenFileLog:
+    """Lists unreadable files in the text file `path`, and stops the run if there are too many.
 
-    `limit` is the share of the images that may be unreadable; one always may.
+    `limit` is the largest share of the images that may be unreadable; one image always may be. `log` prints a line.
     """
 
-    def __init__(self, path: Path, images: Images, limit: float, say: Callable[[str], None]) -> None:
-        self.path, self.images, self.limit, self.say = path, images, limit, say
+    def __init__(self, path: Path, dataset: ImageDataset, limit: float, log: Callable[[str], None]) -> None:
+        self.path, self.dataset, self.limit, self.log = path, dataset, limit, log
         lines = path.read_text(errors="backslashreplace").splitlines() if path.is_file() else []
-        self.lines = dict.fromkeys(lines)  # a set that keeps its order
-        self.rows: set[int] = set()
+        self.lines = dict.fromkeys(lines)  # a set in the order of insertion
+        self.indices: set[int] = set()
 
-    def note(self, unreadable: dict[int, str]) -> None:
-        """Take down files by row, with the reason. Raises `InputError` past the limit."""
-        for row in sorted(unreadable.keys() - self.rows):
-            self.rows.add(row)
-            line = f"{self.images.files.name(row)}: {unreadable[row]}"
+    def add(self, unreadable: dict[int, str]) -> None:
+        """Add unreadable images: the reason by index. Raises `InputError` if their number exceeds the limit."""
+        for index in sorted(unreadable.keys() - self.indices):
+            self.indices.add(index)
+            line = f"{self.dataset.files.name(index)}: {unreadable[index]}"
             if line not in self.lines:
                 self.lines[line] = None
-                if len(self.rows) <= SAID:
-                    more = "; more are listed and not said" if len(self.rows) == SAID else ""
-                    self.say(f"skipped, and listed in {self.path}: {line}{more}")
+                if len(self.indices) <= MAX_PRINTED:
+                    more = "; others are listed without a message" if len(self.indices) == MAX_PRINTED else ""
+                    self.log(f"skipped an unreadable image, listed in {self.path}: {line}{more}")
                 with self.path.open("a", errors="backslashreplace") as file:
                     file.write(line + "\n")
-        if len(self.rows) > max(1, int(self.limit * len(self.images))):
+        if len(self.indices) > max(1, int(self.limit * len(self.dataset))):
             raise InputError(
-                f"{len(self.rows)} of {len(self.images):,} images of {self.images.name} cannot be read, "
-                f"among them {'; '.join(list(self.lines)[:3])}; {self.path} lists them: mend or remove them, or give "
-                "--data.max-broken a larger share"
+                f"{len(self.indices)} of {len(self.dataset):,} images of {self.dataset.name} cannot be read, "
+                f"for example {'; '.join(list(self.lines)[:3])}; repair or remove those that {self.path} lists, or "
+                "accept a larger share with --data.max-broken"
             )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Loader:
-    """Hands out this process's share of every step's batch, in `parts`.
+    """Yields this process's share of the batch of each step, divided into microbatches.
 
-    `index` (N,) are the images to train on, in ascending order; `workers` the processes that decode (None: chosen by
-    the device). Raises `InputError` where the images are fewer than the batch, or processes and parts do not divide it.
+    `indices` (N,) are the indices of the images to train on, in ascending order. `workers` is the number of decoding
+    processes, None for the default of the device. Raises `InputError` if there are fewer images than the batch size,
+    or if the batch size is not a multiple of the number of processes times that of microbatches.
     """
 
-    images: Images
-    index: Tensor
+    dataset: ImageDataset
+    indices: Tensor
     batch_size: int
     seed: int
     device: torch.device
-    parts: int = 1
+    num_microbatches: int = 1
     rank: int = 0
     world_size: int = 1
     workers: int | None = None
 
     def __post_init__(self) -> None:
-        count, pieces = len(self.index), self.world_size * self.parts
+        count = len(self.indices)
         if count < self.batch_size:
             raise InputError(
-                f"batch_size is {self.batch_size}, but {self.images.name} has {count} images to train on; "
+                f"batch_size is {self.batch_size}, but {self.dataset.name} has {count} images to train on; "
                 f"choose --batch-size {count} or less"
             )
-        if self.batch_size % pieces:
+        if self.batch_size % (self.world_size * self.num_microbatches):
             raise InputError(
-                f"batch_size is {self.batch_size}, which {self.world_size} processes x {self.parts} parts do not divide"
+                f"batch_size is {self.batch_size}, which is not a multiple of {self.world_size} processes x "
+                f"{self.num_microbatches} microbatches; choose another --batch-size"
             )
 
-    def steps(self, steps: range, faults: Faults | None = None) -> Iterator[list[Batch]]:
-        """Yield the parts of each step's batch.
+    def steps(self, steps: range, broken_files: BrokenFileLog | None = None) -> Iterator[list[Batch]]:
+        """Yield the microbatches of each step.
 
-        In the place of an image that cannot be read stands the next that can, by row; `faults` is told.
+        Each unreadable image is added to `broken_files` and replaced by the next readable one, by index.
         """
         workers = auto_workers(self.device) if self.workers is None else self.workers
-        found = stream(self.images, map(self._rows, steps), workers)
-        batches = (self._batch(read, faults) for read in found)
-        yield from map(self._move, _ahead(batches) if self.device.type == "cuda" else batches)
+        decoded = read_ahead(self.dataset, map(self._indices_of_step, steps), workers)
+        batches = (self._build_batch(batch, broken_files) for batch in decoded)
+        yield from map(self._microbatches, _prefetch(batches) if self.device.type == "cuda" else batches)
 
-    def _places(self) -> Tensor:
-        """Positions of this process's share in the global batch."""
+    def _positions(self) -> Tensor:
+        """Return the positions of this process's share in the global batch."""
         share = self.batch_size // self.world_size
         return torch.arange(self.rank * share, (self.rank + 1) * share)
 
-    def _rows(self, step: int) -> Tensor:
-        return self.index[step_order(step, self.batch_size, len(self.index), self.seed)[self._places()]]
+    def _indices_of_step(self, step: int) -> Tensor:
+        return self.indices[step_order(step, self.batch_size, len(self.indices), self.seed)[self._positions()]]
 
-    def _batch(self, read: Read, faults: Faults | None) -> Batch:
-        pixels, rows = read.pixels, read.rows
-        if read.unreadable:
-            if faults is not None:
-                faults.note(read.unreadable)
-            pixels, rows = pixels.clone(), rows.clone()
-            for place in (~read.readable).nonzero().flatten().tolist():
-                pixels[place], rows[place] = self._stand_in(int(rows[place]))
-        labels = None if self.images.labels is None else self.images.labels[rows]
+    def _build_batch(self, decoded: DecodedBatch, broken_files: BrokenFileLog | None) -> Batch:
+        pixels, indices = decoded.pixels, decoded.indices
+        if decoded.unreadable:
+            if broken_files is not None:
+                broken_files.add(decoded.unreadable)
+            pixels, indices = pixels.clone(), indices.clone()
+            for position in (~decoded.readable).nonzero().flatten().tolist():
+                pixels[position], indices[position] = self._next_readable(int(indices[position]))
+        labels = None if self.dataset.labels is None else self.dataset.labels[indices]
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
-        return Batch(pixels, labels, self._places())
+        return Batch(pixels, labels, self._positions())
 
-    def _stand_in(self, row: int) -> tuple[Tensor, int]:
-        """Find the next image that can be read; the same one whenever it is asked."""
-        start = int(torch.searchsorted(self.index, row))
-        for ahead in range(1, len(self.index)):
-            other = self.index[(start + ahead) % len(self.index)]
-            read = self.images.read(other[None])
-            if not read.unreadable:
-                return read.pixels[0], int(other)
-        raise InputError(f"no image of {self.images.name} can be read")
+    def _next_readable(self, index: int) -> tuple[Tensor, int]:
+        """Return the first readable image (C, H, W) after `index`, starting over at the end, and its index."""
+        start = int(torch.searchsorted(self.indices, index))
+        for offset in range(1, len(self.indices)):
+            candidate = self.indices[(start + offset) % len(self.indices)]
+            decoded = self.dataset.read(candidate[None])
+            if not decoded.unreadable:
+                return decoded.pixels[0], int(candidate)
+        raise InputError(f"no image of {self.dataset.name} can be read; 'jepa data' lists the reasons")
 
-    def _move(self, batch: Batch) -> list[Batch]:
-        """Bring a batch to the device and cut it into its parts."""
-        images = batch.images.to(self.device, non_blocking=True)
-        labels = None if batch.labels is None else batch.labels.to(self.device, non_blocking=True).chunk(self.parts)
-        rows = batch.rows.to(self.device, non_blocking=True).chunk(self.parts)
-        return [
-            Batch(part, None if labels is None else labels[number], rows[number])
-            for number, part in enumerate(images.chunk(self.parts))
-        ]
+    def _microbatches(self, batch: Batch) -> list[Batch]:
+        """Move a batch to the device and divide it into microbatches."""
+
+        def chunks(tensor: Tensor) -> tuple[Tensor, ...]:
+            return tensor.to(self.device, non_blocking=True).chunk(self.num_microbatches)
+
+        images, positions = chunks(batch.images), chunks(batch.positions)
+        labels = chunks(batch.labels) if batch.labels is not None else [None] * len(images)
+        return [Batch(*microbatch) for microbatch in zip(images, labels, positions, strict=True)]
 
 
-def _ahead(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Make a few batches ahead on a thread, while the device works."""
+def _prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """Prepare a few batches ahead on a thread while the device works."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
-        waiting: deque[Future[Batch | None]] = deque(pool.submit(next, batches, None) for _ in range(AHEAD))
+        waiting: deque[Future[Batch | None]] = deque(
+            pool.submit(next, batches, None) for _ in range(PREFETCHED_BATCHES)
+        )
         while (batch := waiting.popleft().result()) is not None:
             waiting.append(pool.submit(next, batches, None))
             yield batch

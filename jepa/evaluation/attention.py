@@ -1,6 +1,6 @@
-"""Where the tokens of an image look: attention weights of every layer and head, and what can be said of them.
+"""Attention weights of an encoder, and their entropy and rollout.
 
-Shapes: L layers (steps of an Energy Transformer), B images, H heads, N tokens, query by key.
+Shapes: L layers (steps of an Energy Transformer), B images, H heads, N tokens; weights are indexed by query, then key.
 """
 
 from __future__ import annotations
@@ -10,41 +10,42 @@ import math
 import torch
 from torch import Tensor
 
-from jepa.backbones import Encoder, PatchBackbone
+from jepa.backbones import Encoder, eval_mode
+from jepa.backbones.patch_embed import PatchBackbone
 
 __all__ = ["attention", "entropy", "rollout"]
 
 
 @torch.no_grad()
 def attention(encoder: Encoder, images: Tensor) -> Tensor | None:
-    """Attention weights (L, B, H, N, N) of images (B, C, H, W), uint8 or floats in [0, 1]; None of a ConvNet.
+    """Return the attention weights (L, B, H, N, N) for images (B, C, H, W), uint8 or floats in [0, 1].
 
-    They are what the forward pass uses; a row, of one query, sums to 1.
+    The weights are those of the forward pass; they sum to 1 over the keys. None is returned if the backbone has no
+    attention.
     """
     if not isinstance(encoder.backbone, PatchBackbone):
         return None
-    was_training = encoder.training
-    encoder.eval()
-    weights = encoder.backbone.attention(encoder.prepare(images.to(encoder.mean.device))).float().cpu()
-    encoder.train(was_training)
-    return weights
+    with eval_mode(encoder):
+        return encoder.backbone.attention(encoder.prepare(images.to(encoder.device))).float().cpu()
 
 
 def rollout(weights: Tensor) -> Tensor:
-    """Follow attention (L, B, H, N, N) through the layers (B, N, N): how much of every token is in which, if all mix.
+    """Return rollout (B, N, N) of weights (L, B, H, N, N): the share of each input token in each output token.
 
-    Abnar & Zuidema 2020 (2005.00928): the product over layers of (the mean over heads + the identity) / 2.
+    It is the product over layers of (A + I) / 2, where A is the mean of the weights over heads (Abnar & Zuidema 2020,
+    arXiv 2005.00928).
     """
-    flow = torch.eye(weights.shape[-1])
+    identity = torch.eye(weights.shape[-1])
+    result = identity
     for layer in weights:
-        flow = (layer.mean(1) + torch.eye(weights.shape[-1])) / 2 @ flow
-    return flow
+        result = (layer.mean(1) + identity) / 2 @ result
+    return result
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Entropy of the rows of (L, B, H, N, N) as a share of the greatest, log N; mean over images and queries (L, H).
+    """Return the normalised entropy (L, H) of attention weights (L, B, H, N, N), averaged over images and queries.
 
-    0: every token looks at one other, 1: at all alike.
+    It is divided by its maximum, log N: 0 if each token attends to one token, 1 if it attends to all tokens equally.
     """
-    rows = -(weights * weights.clamp(min=1e-12).log()).sum(-1)
-    return rows.mean((1, 3)) / math.log(weights.shape[-1])
+    entropies = -(weights * weights.clamp(min=1e-12).log()).sum(-1)
+    return entropies.mean((1, 3)) / math.log(weights.shape[-1])

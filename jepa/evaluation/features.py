@@ -1,4 +1,4 @@
-"""Features of images: what every evaluation works on, extracted once and kept in a folder."""
+"""Features of images, which all measures are computed from. They are extracted once and stored in a folder."""
 
 from __future__ import annotations
 
@@ -10,172 +10,200 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.backbones import Encoder
+from jepa.backbones import Encoder, eval_mode
 from jepa.config import InputError
-from jepa.data import Images, stream
-from jepa.views import as_float, resize
+from jepa.data import ImageDataset, read_ahead
+from jepa.transforms.crop import as_float, resize
 
-__all__ = ["FeatureStore", "Features", "extract", "pixels"]
+__all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features"]
 
-BATCH = 100
-PIXEL_SIDE = 32
+BATCH_SIZE = 100
+MAX_PIXEL_SIDE = 32  # larger images are resized: a linear probe of their pixels would not fit into memory
+
+
+class Subset(NamedTuple):
+    """Some images of a data set."""
+
+    dataset: ImageDataset
+    indices: Tensor
 
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of one split. `source` and `rows` say of which images, so that none is fitted and scored on."""
+    """Frozen features of some images of one split.
+
+    `source` and `indices` identify the images, so that none is in both the training and the test set of a measure.
+    """
 
     x: Tensor  # (N, D) float32, the last layer averaged over tokens
     labels: Tensor | None  # (N,)
-    rows: Tensor  # (N,): of the images in their split
-    source: str  # which split of which images
-    last4: Tensor | None = None  # (N, D of the last four layers), each averaged, concatenated
+    indices: Tensor  # (N,), of the images in their split
+    source: str  # name and signature of the split
+    last4: Tensor | None = None  # (N, sum of widths): the last four layers, each averaged over tokens, concatenated
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder of features, one folder in it for each encoder and split of images.
+    """A folder that holds the features of each encoder and subset in a folder of their own.
 
-    What is there is used again where encoder, images and `stamp` (whatever else the features depend on) are the same,
-    read by memory map. Features under way lie under another name, so what a killed extraction leaves is never used.
+    Stored features are used again, by memory map, if the weights, the images and `stamp` (a name for everything else
+    that the features depend on) are unchanged. They are written under a temporary name, so features of an extraction
+    that was killed are never used.
     """
 
     folder: Path
     stamp: str
 
     def extract(
-        self, name: str, encoder: Encoder, images: Images, index: Tensor, label: str | None = None, workers: int = 0
+        self,
+        name: str,
+        encoder: Encoder,
+        dataset: ImageDataset,
+        indices: Tensor,
+        *,
+        label: str | None = None,
+        workers: int = 0,
     ) -> Features:
-        """Do as `extract` for the encoder called `name`, or return what was extracted before."""
-        about = hashlib.blake2b(images.name.encode() + digest(index), digest_size=4).hexdigest()
-        target = self.folder / f"{name}-{about}"
-        facts = [self.stamp, images.signature, images.shape, images.canvas, encoder.size]
-        key = f"{weights_digest(encoder)} {json.dumps(facts)}"
+        """Return the features of the images at `indices` by an encoder, which is stored as `name`. See `extract`."""
+        subset_hash = hashlib.blake2b(dataset.name.encode() + digest(indices), digest_size=4).hexdigest()
+        target = self.folder / f"{name}-{subset_hash}"
+        dependencies = [self.stamp, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
+        key = f"{weights_digest(encoder)} {json.dumps(dependencies)}"
         if not self._holds(target, key):
+            self._remove_leftovers(target.name)
             temporary = self.folder / f".{target.name}.{os.getpid()}"
-            self._forget_the_dead(target.name)
             temporary.mkdir(parents=True)
             try:
-                widths, parts = [0], []
+                widths, used = [0], []
                 with (temporary / "features.bin").open("wb") as file:
-                    for part, pooled in encode(encoder, images, index, True, label, workers):
-                        file.write(torch.cat(pooled, -1).numpy().tobytes())
-                        widths = [layer.shape[-1] for layer in pooled]
-                        parts.append(part)
-                np.save(temporary / "rows.npy", torch.cat(parts).numpy())
-                about_them = {"key": key, "widths": widths, "unreadable": images.unreadable}
-                (temporary / "facts.json").write_text(json.dumps(about_them))
+                    for batch_indices, layers in encode(
+                        encoder, dataset, indices, last4=True, label=label, workers=workers
+                    ):
+                        file.write(torch.cat(layers, -1).numpy().tobytes())
+                        widths = [layer.shape[-1] for layer in layers]
+                        used.append(batch_indices)
+                np.save(temporary / "indices.npy", torch.cat(used).numpy())
+                metadata = {"key": key, "widths": widths, "unreadable": dataset.unreadable}
+                (temporary / "metadata.json").write_text(json.dumps(metadata))
                 shutil.rmtree(target, ignore_errors=True)
                 temporary.rename(target)
             finally:
                 shutil.rmtree(temporary, ignore_errors=True)
-        rows = torch.from_numpy(np.load(target / "rows.npy"))
-        kept = json.loads((target / "facts.json").read_text())
-        images.unreadable |= {int(row): reason for row, reason in kept["unreadable"].items()}
-        widths = kept["widths"]
-        # copy on write: torch refuses to know of memory that it may not write to
-        mapped = np.memmap(target / "features.bin", np.float32, "c", shape=(len(rows), sum(widths)))
-        return as_features(torch.from_numpy(mapped), widths, rows, images)
+        stored_indices = torch.from_numpy(np.load(target / "indices.npy"))
+        metadata = json.loads((target / "metadata.json").read_text())
+        dataset.unreadable |= {int(index): reason for index, reason in metadata["unreadable"].items()}
+        widths = metadata["widths"]
+        shape = (len(stored_indices), sum(widths))
+        # copy-on-write ("c"): torch warns about memory that is read-only
+        stored = torch.from_numpy(np.memmap(target / "features.bin", np.float32, "c", shape=shape))
+        return as_features(stored, widths, stored_indices, dataset)
 
     @staticmethod
     def _holds(target: Path, key: str) -> bool:
         with suppress(OSError, ValueError):
-            return bool(json.loads((target / "facts.json").read_text())["key"] == key)
+            return bool(json.loads((target / "metadata.json").read_text())["key"] == key)
         return False
 
-    def _forget_the_dead(self, name: str) -> None:
-        """Remove what killed processes left."""
-        for left in self.folder.glob(f".{name}.*"):
+    def _remove_leftovers(self, name: str) -> None:
+        """Remove the temporary folders of processes that were killed."""
+        for folder in self.folder.glob(f".{name}.*"):
             try:
-                os.kill(int(left.suffix[1:]), 0)
+                os.kill(int(folder.suffix[1:]), 0)
             except ProcessLookupError:
-                shutil.rmtree(left, ignore_errors=True)
+                shutil.rmtree(folder, ignore_errors=True)
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Hash the bytes of a tensor."""
+    """Return a hash of the bytes of a tensor."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(flat.numpy().data, digest_size=16).digest()
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """Hash every weight and buffer of an encoder."""
-    parts = [name.encode() + digest(tensor) for name, tensor in encoder.state_dict().items()]
-    return hashlib.blake2b(b"".join(parts), digest_size=16).hexdigest()
+    """Return a hash of all weights and buffers of an encoder."""
+    state = [name.encode() + digest(tensor) for name, tensor in encoder.state_dict().items()]
+    return hashlib.blake2b(b"".join(state), digest_size=16).hexdigest()
 
 
 def extract(
-    encoder: Encoder, images: Images, index: Tensor, last4: bool = True, label: str | None = None, workers: int = 0
+    encoder: Encoder,
+    dataset: ImageDataset,
+    indices: Tensor,
+    *,
+    last4: bool = True,
+    label: str | None = None,
+    workers: int = 0,
 ) -> Features:
-    """Encode the images at `index` on the encoder's device, leaving out those that cannot be read.
+    """Return the features of the images at `indices`; unreadable images are left out.
 
-    `label` names the progress bar; `workers` processes decode ahead. Raises `InputError` where no image can be read, or
-    where features are not numbers.
+    `last4` adds the last four layers if the encoder has that many. `label` is the title of a progress bar; `workers`
+    processes decode the images. Raises `InputError` if no image is readable, or if features are NaN or infinite.
     """
-    rows, pooled = zip(*encode(encoder, images, index, last4, label, workers), strict=True)
-    widths = [layer.shape[-1] for layer in pooled[0]]
-    return as_features(torch.cat([torch.cat(part, -1) for part in pooled]), widths, torch.cat(rows), images)
+    batches = list(encode(encoder, dataset, indices, last4=last4, label=label, workers=workers))
+    widths = [layer.shape[-1] for layer in batches[0][1]]
+    layers = torch.cat([torch.cat(layers, -1) for _, layers in batches])
+    return as_features(layers, widths, torch.cat([batch_indices for batch_indices, _ in batches]), dataset)
 
 
-def as_features(every: Tensor, widths: list[int], rows: Tensor, images: Images) -> Features:
-    """Name the parts of concatenated layers (N, sum of widths)."""
-    labels = None if images.labels is None else images.labels[rows]
-    last4 = every if len(widths) == 4 else None
-    return Features(every[:, -widths[-1] :], labels, rows, f"{images.name} {images.signature}", last4)
+def as_features(layers: Tensor, widths: list[int], indices: Tensor, dataset: ImageDataset) -> Features:
+    """Return features of one or four concatenated layers (N, sum of widths), the last layer last."""
+    labels = None if dataset.labels is None else dataset.labels[indices]
+    last4 = layers if len(widths) == 4 else None
+    return Features(layers[:, -widths[-1] :], labels, indices, f"{dataset.name} {dataset.signature}", last4)
 
 
 @torch.no_grad()
 def encode(
-    encoder: Encoder, images: Images, index: Tensor, last4: bool, label: str | None, workers: int
+    encoder: Encoder, dataset: ImageDataset, indices: Tensor, *, last4: bool, label: str | None, workers: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield rows (B,) and the layers asked for, averaged over tokens, (B, D) each on the CPU, batch by batch."""
-    device = encoder.mean.device
-    was_training = encoder.training
-    encoder.eval()
+    """Yield batches: the indices (B,) of readable images, and one or four layers averaged over tokens, (B, D) each."""
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
-    found = stream(images, index.split(BATCH), workers)
-    total = -(-len(index) // BATCH)
+    decoded = read_ahead(dataset, indices.split(BATCH_SIZE), workers)
+    total = -(-len(indices) // BATCH_SIZE)
     count = 0
-    for read in tqdm(found, desc=label, total=total, unit="batch", delay=3, leave=False, disable=label is None):
-        if not read.readable.any():
+    for batch in tqdm(decoded, desc=label, total=total, unit="batch", delay=3, leave=False, disable=label is None):
+        if not batch.readable.any():
             continue
-        views = resize(read.pixels[read.readable].to(device), encoder.size)
-        tokens = encoder(views, layers=layers)
+        images = resize(batch.pixels[batch.readable].to(encoder.device), encoder.size)
+        with eval_mode(encoder):
+            tokens = encoder(images, layers=layers)
         pooled = [encoder.backbone.pool(layer).float().cpu() for layer in tokens.layers]
         if not all(bool(layer.isfinite().all()) for layer in pooled):
             raise InputError(
-                f"the features of {images.name} are no numbers (NaN or infinite): the weights of this encoder are "
-                "broken; judge an earlier checkpoint, or train again with a lower --optim.lr"
+                f"the features of {dataset.name} are NaN or infinite: the weights of this encoder have diverged; "
+                "evaluate an earlier checkpoint, or train again with a lower --optim.lr"
             )
-        count += len(views)
-        yield read.rows[read.readable], pooled
-    encoder.train(was_training)
+        count += len(images)
+        yield batch.indices[batch.readable], pooled
     if not count:
-        raise InputError(f"none of {len(index):,} images of {images.name} can be read, so there is nothing to judge on")
+        raise InputError(
+            f"none of {len(indices):,} images of {dataset.name} is readable; give a source with readable images"
+        )
 
 
-def pixels(images: Images, index: Tensor) -> Features:
-    """Take the raw pixels of the images at `index` as features, the baseline that everything must beat.
-
-    Images of more pixels than 32x32 are brought to that, or the probe would not fit into memory.
-    """
-    parts, rows = [], []
-    for row, batch in small_images(images, index):
-        parts.append(batch.flatten(1))
-        rows.append(row)
-    return as_features(torch.cat(parts), [parts[0].shape[1]], torch.cat(rows), images)
+def pixel_features(dataset: ImageDataset, indices: Tensor) -> Features:
+    """Return the raw pixels of the images at `indices`, resized to at most 32x32, as features: a baseline."""
+    pixels, used = [], []
+    for batch_indices, images in small_images(dataset, indices):
+        pixels.append(images.flatten(1))
+        used.append(batch_indices)
+    return as_features(torch.cat(pixels), [pixels[0].shape[1]], torch.cat(used), dataset)
 
 
-def small_images(images: Images, index: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield rows (B,) and images (B, C, H, W) in [0, 1] of at most 32x32 pixels."""
-    for part in index.split(BATCH):
-        read = images.read(part)
-        batch = as_float(read.pixels[read.readable])
-        small = batch.shape[-2] * batch.shape[-1] <= PIXEL_SIDE**2
-        yield part[read.readable], batch if small else resize(batch, (PIXEL_SIDE, PIXEL_SIDE))
+def small_images(dataset: ImageDataset, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the indices (B,) of readable images and the images (B, C, H, W) in [0, 1], of at most 32x32 pixels."""
+    for batch_indices in indices.split(BATCH_SIZE):
+        decoded = dataset.read(batch_indices)
+        images = as_float(decoded.pixels[decoded.readable])
+        is_small = images.shape[-2] * images.shape[-1] <= MAX_PIXEL_SIDE**2
+        yield (
+            batch_indices[decoded.readable],
+            images if is_small else resize(images, (MAX_PIXEL_SIDE, MAX_PIXEL_SIDE)),
+        )

@@ -1,4 +1,4 @@
-"""Features in the plane: UMAP, or their two principal axes where umap-learn is not installed."""
+"""Projection of features to two dimensions: UMAP, or PCA if umap-learn is not installed."""
 
 from __future__ import annotations
 
@@ -11,49 +11,51 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from jepa.data import evenly_spaced
 from jepa.evaluation.features import Features
+from jepa.evaluation.pca import principal_axes
 
-__all__ = ["Projection", "principal_axes", "project"]
+__all__ = ["Projection", "project"]
 
-SHOWN = 5000  # images
-NEIGHBOURS = 15
+MAX_POINTS = 5000
+NUM_NEIGHBOURS = 15  # the default of umap-learn
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Places of images in the plane."""
+    """Features in two dimensions."""
 
-    places: Tensor  # (M, 2)
+    points: Tensor  # (M, 2)
     labels: Tensor | None  # (M,)
-    method: str  # UMAP or PCA
+    method: str  # "UMAP" or "PCA"
 
 
 def project(features: Features) -> Projection:
-    """Place up to 5,000 images, spread over the split, in the plane.
+    """Project up to 5,000 features, evenly spaced over the split, to two dimensions.
 
-    UMAP (McInnes et al. 2018, 1802.03426) by cosine of centred features, which is how kNN compares them, with a fixed
-    seed. The principal axes stand in for it without umap-learn, or where there are few images.
+    UMAP (McInnes et al. 2018, arXiv 1802.03426) uses the cosine distance of centred features, as kNN does, and a fixed
+    seed. PCA is used if umap-learn is not installed or there are too few images.
     """
-    rows = torch.arange(len(features.x))[:: -(-len(features.x) // SHOWN)]
-    x = features.x[rows] - features.x.mean(0)
-    labels = None if features.labels is None else features.labels[rows]
-    if find_spec("umap") is None or len(rows) <= NEIGHBOURS or not bool(x.any()):
-        return Projection(x @ principal_axes(x, 2), labels, "PCA")
+    indices = evenly_spaced(len(features.x), MAX_POINTS)
+    x = features.x[indices] - features.x.mean(0)
+    labels = None if features.labels is None else features.labels[indices]
+    if find_spec("umap") is None or len(indices) <= NUM_NEIGHBOURS or not bool(x.any()):
+        axes = principal_axes(x)[1][:, :2].float()
+        return Projection(x @ F.pad(axes, (0, 2 - axes.shape[1])), labels, "PCA")
+    return Projection(umap_points(x), labels, "UMAP")
+
+
+def umap_points(x: Tensor) -> Tensor:
+    """Return centred features (N, D) in two dimensions (N, 2) by UMAP."""
     unit = F.normalize(x, dim=-1)
-    found = [(part @ unit.T).topk(NEIGHBOURS) for part in unit.split(1000)]
-    cosine, nearest = torch.cat([one.values for one in found]), torch.cat([one.indices for one in found])
+    nearest = [(chunk @ unit.T).topk(NUM_NEIGHBOURS) for chunk in unit.split(1000)]
+    cosines, neighbours = torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn's about TensorFlow, which it can use, and about its own seed
+        warnings.simplefilter("ignore")  # umap-learn warns that TensorFlow is missing, and that a seed disables threads
         from umap.umap_ import UMAP
 
-        # its own search for neighbours takes ten times as long
-        known = (nearest.numpy(), (1 - cosine).clamp(min=0).numpy())
-        places = UMAP(n_neighbors=NEIGHBOURS, precomputed_knn=known, random_state=0).fit_transform(x.numpy())
-    return Projection(torch.as_tensor(places), labels, "UMAP")
-
-
-def principal_axes(x: Tensor, count: int) -> Tensor:
-    """Return the first principal axes (D, count) of features (N, D); where D is less, zeros fill them up."""
-    _, axes = torch.linalg.eigh(torch.cov(x.double().T).reshape(x.shape[1], -1))
-    return torch.nn.functional.pad(axes.flip(1)[:, :count], (0, max(0, count - x.shape[1]))).float()
+        # umap-learn's own search for neighbours takes ten times as long
+        precomputed = (neighbours.numpy(), (1 - cosines).clamp(min=0).numpy())
+        model = UMAP(n_neighbors=NUM_NEIGHBOURS, precomputed_knn=precomputed, random_state=0)
+        return torch.as_tensor(model.fit_transform(x.numpy()))

@@ -1,4 +1,4 @@
-"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict representations of target blocks from one context block.
+"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representations of target blocks from one context block.
 
 Shapes: B images, N tokens of the grid, D encoder width, P predictor width, K context tokens, M targets, T tokens each.
 """
@@ -15,12 +15,12 @@ from torch import Tensor, nn
 from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_positions, take
 from jepa.config import Config, IJepaConfig
 from jepa.data import Batch
-from jepa.masking import Masks, MaskSampler
 from jepa.objectives.base import Objective, ema_update
-from jepa.objectives.regularizers import variance_covariance
+from jepa.objectives.regularizers import feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
-from jepa.views import crop
+from jepa.transforms.crop import crop
+from jepa.transforms.masks import Masks, MaskSampler
 
 __all__ = ["IJepa", "IJepaInputs", "Predictor"]
 
@@ -33,7 +33,7 @@ class IJepaInputs(NamedTuple):
 
 
 class Predictor(nn.Module):
-    """The narrow network that predicts the tokens of each target from the context, one target at a time."""
+    """A narrow network that predicts the tokens of each target block from the context tokens."""
 
     positions: Tensor
 
@@ -50,19 +50,23 @@ class Predictor(nn.Module):
         nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, masks: Masks) -> Tensor:
-        """Predict (B, M, T, D) from context tokens (B, K, D): a shared mask token at the place of each target token."""
+        """Predict target tokens (B, M, T, D) from context tokens (B, K, D).
+
+        The input at each target token is a shared mask token plus the position embedding. Target blocks are predicted
+        independently of each other.
+        """
         batch, count, size = masks.targets.shape
-        known = self.embed(context) + self.positions[masks.context]  # (B, K, P)
-        asked = self.mask_token + self.positions[masks.targets]  # (B, M, T, P)
-        known = known[:, None].expand(-1, count, -1, -1)
+        context_tokens = self.embed(context) + self.positions[masks.context]  # (B, K, P)
+        mask_tokens = self.mask_token + self.positions[masks.targets]  # (B, M, T, P)
+        context_tokens = context_tokens[:, None].expand(-1, count, -1, -1)
         valid = torch.cat([masks.context_valid[:, None].expand(-1, count, -1), masks.targets_valid], 2)
-        tokens = torch.cat([known, asked.to(known.dtype)], 2).flatten(0, 1)  # (B·M, K+T, P)
+        tokens = torch.cat([context_tokens, mask_tokens.to(context_tokens.dtype)], 2).flatten(0, 1)  # (B·M, K+T, P)
         predicted = self.trunk(tokens, valid.flatten(0, 1))[:, -size:]
         return self.project(predicted).view(batch, count, size, -1)  # type: ignore[no-any-return]
 
 
 class IJepa(Objective):
-    """Context encoder, its EMA target encoder, and the predictor between them."""
+    """A context encoder, a target encoder that is its moving average, and a predictor between them."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -78,24 +82,24 @@ class IJepa(Objective):
         self.masks = MaskSampler(self.config.masks, self.grid)
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; the target encoder is never trained, so it stays in the latter."""
+        """Set training or evaluation mode; the target encoder stays in evaluation mode."""
         super().train(mode)
         self.target.eval()
         return self
 
     def sample(self, batch: Batch, rng: Rng) -> IJepaInputs:
-        """Crop one view of every image and draw its masks."""
+        """Crop one view of each image and sample its masks."""
         return IJepaInputs(crop(batch.images, self.config.crop, self.size, rng), self.masks.sample(rng))
 
     def forward(self, inputs: IJepaInputs) -> dict[str, Tensor]:
-        """Return "loss" and its terms; each is a mean over tokens, then targets, then images."""
+        """Return "loss" and its terms. The prediction loss is averaged over tokens, then targets, then images."""
         images, masks = inputs
         with torch.no_grad():  # the target encoder sees the whole image: its output is masked, not its input
-            whole = self.target(images).x
-            wanted = take(F.layer_norm(whole, whole.shape[-1:]), masks.targets)
+            encoded = self.target(images).x
+            targets = take(F.layer_norm(encoded, encoded.shape[-1:]), masks.targets)
         context = self.context(images, masks.context, masks.context_valid).x
         predicted = self.predictor(context, masks)
-        prediction = block_mean(self.distance(predicted.float(), wanted.float()), masks.targets_valid)
+        prediction = block_mean(self.distance(predicted.float(), targets.float()), masks.targets_valid)
         pooled = masked_mean(context, masks.context_valid)
         losses = {"loss": prediction, "prediction": prediction.detach()}
         if self.config.variance or self.config.covariance:
@@ -103,16 +107,16 @@ class IJepa(Objective):
             losses["loss"] = prediction + self.config.variance * variance + self.config.covariance * covariance
             losses |= {"variance": variance.detach(), "covariance": covariance.detach()}
         losses["padding"] = 1 - masks.context_valid.float().mean()
-        losses["spread"] = F.normalize(whole.mean(1).float(), dim=-1).std(0, correction=0).mean()
+        losses["feature_std"] = feature_std(encoded.mean(1).float())
         return losses
 
-    def distance(self, predicted: Tensor, wanted: Tensor) -> Tensor:
-        """Distance of tokens (…, D), averaged over D."""
+    def distance(self, predicted: Tensor, targets: Tensor) -> Tensor:
+        """Return the distance (…) between tokens (…, D), averaged over D."""
         distance = F.smooth_l1_loss if self.config.loss == "smooth_l1" else F.mse_loss
-        return distance(predicted, wanted, reduction="none").mean(-1)
+        return distance(predicted, targets, reduction="none").mean(-1)
 
     def after_step(self, progress: float) -> None:
-        """Move the target encoder towards the context encoder."""
+        """Update the moving average of the context encoder."""
         ema_update(
             self.target,
             self.context,
@@ -120,17 +124,25 @@ class IJepa(Objective):
         )
 
     def describe(self) -> str:
-        """Say how many tokens are context and targets, and what thinning and padding do to them."""
+        """Return the number of context and target tokens, and the shares that are dropped and padded."""
         masks = self.masks
         kept, padding = 100 * masks.context_kept, 100 * masks.context_padding
         return (
-            f"{masks.num_context} of {masks.num_tokens} tokens as context ({kept:.0f} % of what the targets leave, "
-            f"{padding:.0f} % padding), {masks.num_targets} targets of up to {masks.target_size}"
+            f"{masks.num_context} of {masks.num_tokens} tokens as context ({kept:.0f} % of those outside the targets, "
+            f"{padding:.0f} % padding), {masks.num_targets} targets of up to {masks.target_size} tokens"
         )
 
     def encoders(self) -> dict[str, Encoder]:
         """Return the target encoder, which the paper evaluates, and the context encoder."""
         return {"target": self.target, "context": self.context}
+
+    def collapse_advice(self) -> str:
+        """Advise stronger regularization or a slower target encoder than this run has."""
+        variance, covariance = (max(0.1, 2 * weight) for weight in (self.config.variance, self.config.covariance))
+        return (
+            f"try --objective.variance {variance:g} --objective.covariance {covariance:g}, a lower --optim.lr, or an "
+            f"--objective.ema-half-life above {self.config.ema_half_life:g}"
+        )
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
@@ -140,8 +152,8 @@ def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
 
 
 def block_mean(loss: Tensor, valid: Tensor) -> Tensor:
-    """Average a loss (B, M, T) over the valid tokens of a target, its image's non-empty targets, and images."""
+    """Average a loss (B, M, T) over the valid tokens of a target, then its non-empty targets, then images."""
     weight = valid.to(loss.dtype)
-    tokens = weight.sum(-1)
-    blocks = (loss * weight).sum(-1) / tokens.clamp(min=1)
-    return (blocks.sum(-1) / (tokens > 0).sum(-1)).mean()
+    num_tokens = weight.sum(-1)
+    targets = (loss * weight).sum(-1) / num_tokens.clamp(min=1)
+    return (targets.sum(-1) / (num_tokens > 0).sum(-1)).mean()

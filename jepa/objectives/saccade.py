@@ -1,4 +1,4 @@
-"""Saccade JEPA: foresee what the teacher sees after an eye movement, from what the student saw before it.
+"""Saccade JEPA: predict the teacher's embedding after an eye movement from the student's embedding before it.
 
 Shapes: B images, N tokens of a view's grid, D encoder width, P predictor width, F features of a saccade.
 """
@@ -12,35 +12,43 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_positions
+from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, eval_mode, sincos_positions
 from jepa.config import Config, SaccadeConfig
 from jepa.data import Batch
-from jepa.objectives.base import Objective, ema_update, full_precision, needs_a_batch
-from jepa.objectives.regularizers import variance_covariance
+from jepa.objectives.base import Objective, check_batchnorm, ema_update, full_precision
+from jepa.objectives.regularizers import feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
-from jepa.saccades import Geometry, Pose
+from jepa.transforms.saccade import Geometry, Pose
 
 __all__ = ["GridPredictor", "MLPPredictor", "Saccade", "SaccadeInputs", "mlp"]
 
 
 class SaccadeInputs(NamedTuple):
-    """Two fixations of every image, and the movement from the first to the second."""
+    """Two views of each image, and the movement from the first to the second."""
 
     context: Tensor  # (B, C, h, w) floats in [0, 1], for the student
-    target: Tensor  # the same, for the teacher
+    target: Tensor  # (B, C, h, w), for the teacher
     saccade: Pose
 
 
+def sample_saccades(batch: Batch, geometry: Geometry, rng: Rng) -> SaccadeInputs:
+    """Sample two fixations of each image in a random order, and render their views."""
+    geometry = geometry.for_images(batch.images)
+    before, after = geometry.sample(rng)
+    context, target = geometry.render(batch.images, before, after)
+    return SaccadeInputs(context, target, before.inverse().of(after))
+
+
 def mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Three linear layers, GELU between them."""
+    """Build three linear layers with GELU in between."""
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
     )
 
 
 class MLPPredictor(nn.Module):
-    """From an embedding and a saccade to the embedding after it."""
+    """Predicts an embedding after a saccade from the embedding before it."""
 
     def __init__(self, dim: int, hidden: int, features: int) -> None:
         super().__init__()
@@ -48,12 +56,12 @@ class MLPPredictor(nn.Module):
         self.layers = mlp(dim, hidden, dim)
 
     def forward(self, x: Tensor, saccade: Tensor) -> Tensor:
-        """Map embeddings (B, D), told of saccades (B, F), to embeddings (B, D)."""
+        """Map embeddings (B, D) and the features of saccades (B, F) to embeddings (B, D)."""
         return self.layers(x + self.saccade(saccade))  # type: ignore[no-any-return]
 
 
 class GridPredictor(nn.Module):
-    """The same over a grid of tokens: every token is told of the saccade, a transformer moves them."""
+    """Predicts the tokens after a saccade with a transformer. The saccade is added to each token."""
 
     positions: Tensor
 
@@ -65,13 +73,13 @@ class GridPredictor(nn.Module):
         self.register_buffer("positions", sincos_positions(width, grid, grid), persistent=False)
 
     def forward(self, x: Tensor, saccade: Tensor) -> Tensor:
-        """Map tokens (B, N, D), told of saccades (B, F), to tokens (B, N, D)."""
+        """Map tokens (B, N, D) and the features of saccades (B, F) to tokens (B, N, D)."""
         tokens = self.embed(x) + self.positions + self.saccade(saccade)[:, None]
         return self.project(self.trunk(tokens))  # type: ignore[no-any-return]
 
 
 class Saccade(Objective):
-    """Student, its EMA teacher, and the predictor that is told the movement between what the two see."""
+    """A student, a teacher that is its moving average, and a predictor that is given the movement between views."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -79,9 +87,9 @@ class Saccade(Objective):
         self.config = config.objective
         self.context = build_encoder(config.backbone, config.data)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
-        needs_a_batch(self, config)
+        check_batchnorm(self, config)
         self.geometry = Geometry(self.config.fixations, config.data.canvas_size, config.data.size)
-        dim, features = self.context.backbone.dim, 2 * sum(self.geometry.octaves())
+        dim, features = self.context.backbone.dim, 2 * sum(self.geometry.num_octaves())
         self.predictor: MLPPredictor | GridPredictor | None = None
         self.inverse: nn.Sequential | None = None
         if self.config.prediction or self.config.cycle:
@@ -91,77 +99,81 @@ class Saccade(Objective):
                 trunk = build_trunk(config.backbone, self.config.predictor)
                 self.predictor = GridPredictor(*trunk, dim, grid_of(self.context, config.data.size), features)
         if self.config.inverse:
-            self.inverse = mlp(2 * dim, self.config.hidden, len(self.geometry.octaves()))
+            self.inverse = mlp(2 * dim, self.config.hidden, len(self.geometry.num_octaves()))
 
     def train(self, mode: bool = True) -> Self:
-        """Switch between training and evaluation; the teacher is never trained, so it stays in the latter."""
+        """Set training or evaluation mode; the teacher stays in evaluation mode."""
         super().train(mode)
         self.target.eval()
         return self
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
-        """Cut two fixations out of every image; either of them is the context."""
-        geometry = self.geometry.on(batch.images)
-        before, after = geometry.sample(rng)
-        context, target = geometry.look(batch.images, before, after)
-        return SaccadeInputs(context, target, before.inverse().of(after))
+        """Sample two fixations of each image."""
+        return sample_saccades(batch, self.geometry, rng)
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
-        """Return "loss" and its terms, each a mean over tokens and images; those of weight 0 are not worked out."""
+        """Return "loss" and its terms, averaged over tokens and images. Terms with weight 0 are not computed."""
         weights = self.config
-        seen = self.context(inputs.context).x  # (B, N, D)
+        student = self.context(inputs.context).x  # (B, N, D)
         with torch.no_grad():
-            wanted = self.target(inputs.target).x
-        seen, wanted = full_precision(seen), full_precision(wanted)
-        context, target = self.context.backbone.pool(seen), self.target.backbone.pool(wanted)
+            teacher = self.target(inputs.target).x
+        student, teacher = full_precision(student), full_precision(teacher)
+        context, target = self.context.backbone.pool(student), self.target.backbone.pool(teacher)
         terms: dict[str, Tensor] = {}
         if self.predictor is not None:
             if weights.predictor == "mlp":
-                seen, wanted = context, target
-            predicted = self.predict(seen, inputs.saccade)
+                student, teacher = context, target
+            predicted = self.predict(student, inputs.saccade)
             if weights.prediction:
-                terms["prediction"] = F.huber_loss(predicted, wanted)
+                terms["prediction"] = F.huber_loss(predicted, teacher)
             if weights.cycle:
-                terms["cycle"] = F.huber_loss(self.predict(predicted, inputs.saccade.inverse()), seen)
+                terms["cycle"] = F.huber_loss(self.predict(predicted, inputs.saccade.inverse()), student)
         if weights.invariance:
             terms["invariance"] = F.mse_loss(context, target)
         if weights.variance or weights.covariance:
             terms["variance"], terms["covariance"] = variance_covariance(context, weights.hinge)
         if self.inverse is not None:
-            told = full_precision(self.inverse(torch.cat([context, target], 1)))
-            terms["inverse"] = F.mse_loss(told, self.geometry.scaled(inputs.saccade).to(told.dtype))
+            movement = full_precision(self.inverse(torch.cat([context, target], 1)))
+            terms["inverse"] = F.mse_loss(movement, self.geometry.normalized(inputs.saccade).to(movement.dtype))
         loss = torch.stack([getattr(weights, name) * term for name, term in terms.items()]).sum()
-        spread = F.normalize(target, dim=-1).std(0, correction=0).mean()
-        return {"loss": loss} | {name: term.detach() for name, term in terms.items()} | {"spread": spread}
+        terms["feature_std"] = feature_std(target)
+        return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def embed(self, encoder: Encoder, views: Tensor) -> Tensor:
-        """Encode views into what the predictor takes and gives: embeddings (B, D), or tokens (B, N, D)."""
+        """Encode views to the inputs of the predictor: embeddings (B, D), or tokens (B, N, D)."""
         x = full_precision(encoder(views).x)
         return encoder.backbone.pool(x) if self.config.predictor == "mlp" else x
 
     def predict(self, x: Tensor, saccade: Pose) -> Tensor:
-        """Foresee embeddings (B, D), or tokens (B, N, D), after a saccade."""
+        """Predict embeddings (B, D), or tokens (B, N, D), after a saccade."""
         assert self.predictor is not None
         return full_precision(self.predictor(x, self.geometry.features(saccade).to(x.dtype)))
 
     def after_step(self, progress: float) -> None:
-        """Move the teacher, BatchNorm's statistics too, towards the student."""
-        rate = momentum(progress, self.config.ema_half_life, self.config.ema_half_life_end)
-        ema_update(self.target, self.context, rate)
+        """Update the moving average of the student, including the statistics of BatchNorm."""
+        ema_update(
+            self.target, self.context, momentum(progress, self.config.ema_half_life, self.config.ema_half_life_end)
+        )
 
     def describe(self) -> str:
-        """Say how the eye moves."""
+        """Return the size of the views and of the movements."""
         return self.geometry.describe()
 
     def encoders(self) -> dict[str, Encoder]:
-        """Return the teacher, and the student."""
+        """Return the teacher and the student."""
         return {"target": self.target, "context": self.context}
+
+    def collapse_advice(self) -> str:
+        """Advise stronger regularization or a slower teacher than this run has."""
+        variance = 2 * self.config.variance if self.config.variance else 0.2
+        return (
+            f"try --objective.variance {variance:g}, a lower --optim.lr, or an --objective.ema-half-life above "
+            f"{self.config.ema_half_life:g}"
+        )
 
 
 def grid_of(encoder: Encoder, size: tuple[int, int]) -> tuple[int, int]:
-    """Ask an encoder for the grid of tokens of its images."""
-    was_training = encoder.training
-    with torch.no_grad():
-        grid: tuple[int, int] = encoder.eval()(torch.zeros(1, len(encoder.mean), *size)).grid
-    encoder.train(was_training)
+    """Return the grid of tokens of an image of this size."""
+    with torch.no_grad(), eval_mode(encoder):
+        grid: tuple[int, int] = encoder(torch.zeros(1, len(encoder.mean), *size)).grid
     return grid

@@ -1,4 +1,4 @@
-"""Supervised training through the same loop: a baseline, not a JEPA."""
+"""Supervised training, a baseline that is not a JEPA."""
 
 from __future__ import annotations
 
@@ -10,22 +10,23 @@ from torch import Tensor, nn
 from jepa.backbones import Encoder, build_encoder
 from jepa.config import Config, InputError, SupervisedConfig
 from jepa.data import Batch
-from jepa.objectives.base import Objective, full_precision, needs_a_batch
+from jepa.objectives.base import Objective, check_batchnorm, full_precision
+from jepa.objectives.regularizers import feature_std
 from jepa.rng import Rng
-from jepa.views import crop
+from jepa.transforms.crop import crop
 
 __all__ = ["Supervised", "SupervisedInputs"]
 
 
 class SupervisedInputs(NamedTuple):
-    """One view of every image, and its label."""
+    """One view of each image, and its label."""
 
     images: Tensor  # (B, C, H, W) floats in [0, 1]
     labels: Tensor  # (B,)
 
 
 class Supervised(Objective):
-    """An encoder and a linear layer on its averaged tokens."""
+    """An encoder and a linear classifier on its averaged tokens."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -33,24 +34,28 @@ class Supervised(Objective):
         self.config = config.objective
         self.encoder = build_encoder(config.backbone, config.data)
         self.head = nn.Linear(self.encoder.backbone.dim, self.config.classes)
-        needs_a_batch(self, config)
+        check_batchnorm(self, config)
         self.size = config.data.size
 
     def sample(self, batch: Batch, rng: Rng) -> SupervisedInputs:
-        """Crop one view of every image. Raises `InputError` where there are no labels."""
+        """Crop one view of each image. Raises `InputError` if the images have no labels."""
         if batch.labels is None:
-            raise InputError("the objective supervised needs labels, and these images have none")
+            raise InputError(
+                "the objective supervised requires labels, which these images do not have; choose a source with classes"
+            )
         return SupervisedInputs(crop(batch.images, self.config.crop, self.size, rng), batch.labels)
 
     def forward(self, inputs: SupervisedInputs) -> dict[str, Tensor]:
         """Return the cross-entropy as "loss", the mean over images."""
         pooled = full_precision(self.encoder.backbone.pool(self.encoder(inputs.images).x))
-        spread = F.normalize(pooled.detach(), dim=-1).std(0, correction=0).mean()
-        return {"loss": F.cross_entropy(self.head(pooled), inputs.labels), "spread": spread}
+        return {
+            "loss": F.cross_entropy(self.head(pooled), inputs.labels),
+            "feature_std": feature_std(pooled.detach()),
+        }
 
     def describe(self) -> str:
-        """Say that labels are used."""
-        return f"the labels of {self.config.classes} classes: a baseline"
+        """Return the number of classes."""
+        return f"labels of {self.config.classes} classes (a baseline)"
 
     def encoders(self) -> dict[str, Encoder]:
         """Return the encoder."""

@@ -1,4 +1,4 @@
-"""VICReg (Bardes et al. 2022, arXiv 2105.04906) on two fixations: what Saccade JEPA is measured against."""
+"""VICReg (Bardes et al. 2022, arXiv 2105.04906) on two fixations: the baseline for Saccade JEPA."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from jepa.backbones import Encoder, build_encoder
 from jepa.config import Config, VICRegConfig
 from jepa.data import Batch
-from jepa.objectives.base import Objective, full_precision, needs_a_batch
-from jepa.objectives.regularizers import variance_covariance
-from jepa.objectives.saccade import SaccadeInputs
+from jepa.objectives.base import Objective, check_batchnorm, full_precision
+from jepa.objectives.regularizers import feature_std, variance_covariance
+from jepa.objectives.saccade import SaccadeInputs, sample_saccades
 from jepa.rng import Rng
-from jepa.saccades import Geometry
+from jepa.transforms.saccade import Geometry
 
 __all__ = ["VICReg"]
 
 
 def expander(dim: int, width: int) -> nn.Sequential:
-    """Three linear layers, BatchNorm and ReLU between them (section 4.1)."""
+    """Build three linear layers with BatchNorm and ReLU in between (section 4.1)."""
     return nn.Sequential(
         *(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
         *(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
@@ -27,7 +27,7 @@ def expander(dim: int, width: int) -> nn.Sequential:
 
 
 class VICReg(Objective):
-    """One encoder for both fixations, and an expander on whose output the losses are taken."""
+    """One encoder for both views, and an expander whose output the losses are computed on."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -35,21 +35,18 @@ class VICReg(Objective):
         self.config = config.objective
         self.encoder = build_encoder(config.backbone, config.data)
         self.expander = expander(self.encoder.backbone.dim, self.config.expander)
-        needs_a_batch(self, config)
+        check_batchnorm(self, config)
         self.geometry = Geometry(self.config.fixations, config.data.canvas_size, config.data.size)
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
-        """Cut the same two fixations as Saccade JEPA."""
-        geometry = self.geometry.on(batch.images)
-        before, after = geometry.sample(rng)
-        context, target = geometry.look(batch.images, before, after)
-        return SaccadeInputs(context, target, before.inverse().of(after))
+        """Sample the same two fixations as Saccade JEPA."""
+        return sample_saccades(batch, self.geometry, rng)
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
         """Return "loss" and its terms (section 4.1).
 
-        As in the paper's code, variance is the mean of both fixations, covariance the sum, invariance a mean over
-        dimensions.
+        As in the paper's code, the variance term is the mean over both views, the covariance term their sum, and the
+        invariance term a mean over dimensions.
         """
         pooled = [self.encoder.backbone.pool(self.encoder(x).x) for x in (inputs.context, inputs.target)]
         first, second = (full_precision(self.expander(x)) for x in pooled)
@@ -59,13 +56,18 @@ class VICReg(Objective):
         weights = self.config
         loss = weights.invariance * invariance + weights.variance * variance + weights.covariance * covariance
         terms = {"invariance": invariance, "variance": variance, "covariance": covariance}
-        terms["spread"] = F.normalize(full_precision(pooled[0]), dim=-1).std(0, correction=0).mean()
+        terms["feature_std"] = feature_std(full_precision(pooled[0]))
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def describe(self) -> str:
-        """Say how the eye moves."""
+        """Return the size of the views and of the movements."""
         return self.geometry.describe()
 
     def encoders(self) -> dict[str, Encoder]:
         """Return the encoder."""
         return {"encoder": self.encoder}
+
+    def collapse_advice(self) -> str:
+        """Advise a stronger variance term relative to the invariance term."""
+        variance = 2 * self.config.variance if self.config.variance else 25.0
+        return f"try --objective.variance {variance:g}, a lower --objective.invariance, or a lower --optim.lr"

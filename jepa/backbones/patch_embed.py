@@ -1,0 +1,109 @@
+"""Backbones over a grid of patches: patch embedding, position embeddings and a trunk.
+
+Shapes: B images, C channels, N tokens of the grid, D width, L layers, H heads.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from jepa.backbones.base import Backbone, Tokens, Trunk, sincos_positions, take
+from jepa.config import InputError
+
+__all__ = ["PatchBackbone"]
+
+
+class PatchBackbone(Backbone):
+    """A stem from patches to tokens, sin-cos position embeddings, and a trunk.
+
+    Only the tokens in `keep` enter the trunk.
+    """
+
+    maskable = True
+
+    def __init__(
+        self,
+        trunk: Trunk,
+        *,
+        stem: str,
+        patch_size: int,
+        dim: int,
+        num_layers: int,
+        channels: int,
+        image_size: tuple[int, int],
+    ) -> None:
+        super().__init__()
+        self.dim, self.stride, self.num_layers = dim, patch_size, num_layers
+        self.trained_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
+        self.stem = build_stem(stem, channels, dim, patch_size)
+        self.trunk = trunk
+        self._sincos_cache: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
+
+    def forward(
+        self,
+        images: Tensor,
+        keep: Tensor | None = None,
+        valid: Tensor | None = None,
+        layers: Sequence[int] = (),
+    ) -> Tokens:
+        """Encode normalised images (B, C, H, W); see `Backbone.forward`.
+
+        Raises `InputError` if the sides of the images are not multiples of the patch size.
+        """
+        x, grid = self.embed_patches(images)
+        if keep is not None:
+            x = take(x, keep)
+        if not layers:
+            return Tokens(self.trunk(x, valid), grid, valid)
+        outputs = self.trunk.layers(x, valid)
+        return Tokens(outputs[-1], grid, valid, [outputs[layer] for layer in layers])
+
+    def attention(self, images: Tensor) -> Tensor:
+        """Return the attention weights of normalised images, (L, B, H, N, N), query by key."""
+        return self.trunk.attentions(self.embed_patches(images)[0])
+
+    def embed_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """Return the tokens (B, N, D) of images (B, C, H, W) with their positions added, and the grid."""
+        height, width = images.shape[-2:]
+        if height % self.stride or width % self.stride:
+            raise InputError(
+                f"the image of {height}x{width} pixels is not a multiple of the patch size {self.stride}; resize it, "
+                "for example with Encoder.prepare"
+            )
+        patches = self.stem(images)
+        grid = (patches.shape[-2], patches.shape[-1])
+        return rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device), grid
+
+    def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
+        """Return the position embeddings (N, D) of a grid, which are cached for each grid and device."""
+        key = (grid, device)
+        if key not in self._sincos_cache:
+            self._sincos_cache[key] = sincos_positions(self.dim, grid, self.trained_grid).to(device)
+        return self._sincos_cache[key]
+
+
+def build_stem(kind: str, channels: int, dim: int, patch_size: int) -> nn.Sequential:
+    """Build the layers from images (B, C, H, W) to a map of tokens (B, D, H / patch_size, W / patch_size)."""
+    if kind == "linear":
+        layers: list[nn.Module] = [nn.Conv2d(channels, dim, patch_size, patch_size)]
+    else:
+        kernel, padding = (3, 1) if kind == "conv" else (2, 0)
+        num_layers = int(math.log2(patch_size))
+        widths = [max(dim >> (num_layers - index), 16) for index in range(1, num_layers + 1)]
+        layers = []
+        for in_channels, out_channels in zip([channels, *widths], widths, strict=False):
+            layers += [nn.Conv2d(in_channels, out_channels, kernel, 2, padding), nn.GELU()]
+        layers.append(nn.Conv2d(widths[-1], dim, 1))
+    for layer in layers:
+        if isinstance(layer, nn.Conv2d):
+            assert layer.bias is not None
+            # with std 0.02, the output of several layers would be small relative to the position embeddings
+            fan_in = math.prod(layer.weight.shape[1:])
+            nn.init.trunc_normal_(layer.weight, std=0.02 if kind == "linear" else math.sqrt(2 / fan_in))
+            nn.init.zeros_(layer.bias)
+    return nn.Sequential(*layers)

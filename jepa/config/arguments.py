@@ -1,0 +1,190 @@
+"""Command line of `jepa train`: from arguments to the config of an experiment.
+
+Settings have one source of defaults, which the flags then override: a recipe, a config file, or the run to resume.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, TypeVar
+
+import tyro
+
+from jepa.config.auto import DataSummary, auto_config
+from jepa.config.base import BACKBONES, CodeConfig, Config, with_backbone
+from jepa.config.data import DataConfig
+from jepa.config.errors import InputError, suggest
+from jepa.config.recipes import RECIPES, recipe
+from jepa.config.serialization import read_config
+from jepa.config.user_code import load_code, loaded_code
+
+__all__ = ["Summarize", "TrainArguments", "parse_train_arguments"]
+
+T = TypeVar("T")
+AUTO_RECIPE = "ijepa-folder"  # its settings are chosen from the images and the device
+DEFAULT_RECIPE = "demo"
+Summarize = Callable[[str, str, Path], tuple[DataSummary, str]]
+"""Summarizes a source for a device, given the folder of the runs: the summary, and the same as a line of text."""
+
+
+@dataclass(frozen=True)
+class RunArguments:
+    """The arguments that decide which settings there are."""
+
+    recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = DEFAULT_RECIPE
+    """Name of a recipe ('jepa recipes' lists them), or a Python file with its own recipes, FILE.py[:RECIPE]. It comes
+    first."""
+    config: Path | None = None
+    """Read the settings from this JSON file, such as the config.json of a run, instead of a recipe."""
+    run: Path | None = None
+    """Run folder to train into; runs/NAME by default."""
+    resume: bool = False
+    """Continue the run in that folder from its last checkpoint."""
+    backbone: Annotated[
+        str | None,
+        tyro.conf.arg(
+            help=f"Replace the backbone of the recipe: {', '.join(BACKBONES.kinds())}. Its settings follow as "
+            "--backbone.NAME."
+        ),
+    ] = None
+    code: Path | None = None
+    """Python file that defines parts of the experiment. It is run."""
+    allow_changed_code: bool = False
+    """Resume with a file of code that differs from the one that the run was started with."""
+
+
+@dataclass(frozen=True)
+class TrainArguments:
+    """Train an experiment: a recipe with any of its settings changed."""
+
+    run: Annotated[RunArguments, tyro.conf.arg(name="")] = field(default_factory=RunArguments)
+    # the parts that have alternatives are not sub-commands: --backbone has chosen by then
+    config: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")] = field(default_factory=Config)
+
+    @property
+    def path(self) -> Path:
+        """The run folder."""
+        return self.run.run or Path("runs") / self.config.name
+
+
+@dataclass(frozen=True)
+class AutoArguments:
+    """The settings that the automatic ones depend on."""
+
+    data: DataConfig = field(default_factory=DataConfig)
+    device: str = "auto"
+
+
+def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> TrainArguments:
+    """Parse the arguments of `jepa train`; `summarize` looks at the images where settings are chosen from them.
+
+    Raises `InputError`, and `SystemExit` after printing the help or an error of a flag.
+    """
+    arguments = [_normalize(argument) for argument in arguments]
+    wants_help = bool({"-h", "--help"} & set(arguments))
+    first, flags = arguments[:1], arguments[1:]
+    if not first or first[0].startswith("-"):
+        first, flags = [], list(arguments)
+    _check_recipe_first(first, flags)
+    if any(
+        flag == "--backbone" and value.startswith("-") for flag, value in zip(flags, [*flags, "-"][1:], strict=True)
+    ):
+        raise InputError(f"--backbone has no value; it takes {', '.join(BACKBONES.kinds())}")
+    run, flags = tyro.cli(
+        RunArguments,
+        args=[*(first or [DEFAULT_RECIPE]), *flags],
+        prog="jepa train",
+        add_help=False,
+        return_unknown_args=True,
+    )
+    if first and run.config is not None:
+        raise InputError(f"both the recipe '{first[0]}' and --config {run.config} are given; leave one out")
+    config = _default_config(run, flags, summarize if not wants_help else None)
+    if run.backbone is not None:
+        config = with_backbone(config, run.backbone)
+    if wants_help:
+        tyro.cli(TrainArguments, args=["--help"], prog="jepa train", default=TrainArguments(run, config))
+    config = tyro.cli(tyro.conf.AvoidSubcommands[Config], args=flags, prog="jepa train", default=config)
+    return TrainArguments(run, config)
+
+
+def _normalize(argument: str) -> str:
+    """Replace `--data X` by `--data.source X`, and underscores in the name of a flag by hyphens."""
+    name, equals, value = argument.partition("=")
+    name = name.replace("_", "-") if name.startswith("--") else name
+    return f"{'--data.source' if name == '--data' else name}{equals}{value}"
+
+
+def _check_recipe_first(first: list[str], flags: list[str]) -> None:
+    """Raise `InputError` if the name of a recipe comes after the flags."""
+    for before, argument in zip(["", *flags], flags, strict=False):
+        if not first and argument in RECIPES and (not before.startswith("--") or before == "--resume" or "=" in before):
+            raise InputError(f"the recipe '{argument}' must come first: jepa train {argument} ...")
+
+
+def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | None) -> Config:
+    """Return the config that the flags override; without `summarize`, automatic settings are those of an example."""
+    code: CodeConfig | None = load_code(run.code, run.allow_changed_code) if run.code is not None else None
+    if run.config is not None:
+        config = read_config(run.config)
+    elif is_file := re.fullmatch(r"(.+\.py)(?::(.*))?", run.recipe):
+        code = load_code(is_file[1], run.allow_changed_code)
+        config = _recipe_of_code(code, is_file[2])
+    else:
+        config = recipe(run.recipe)
+    named = _parse_some(AutoArguments, flags) if run.recipe == AUTO_RECIPE else None
+    folder = run.run or Path("runs") / (_name(flags) or config.name)
+    saved = folder / "config.json"
+    if run.resume and run.config is None and saved.is_file():
+        config = read_config(saved)
+    elif named is not None and run.config is None and summarize is not None:
+        config = _automatic(named, flags, folder.parent, summarize)
+    return config if code is None else replace(config, code=code)
+
+
+@dataclass(frozen=True)
+class _Name:
+    name: str | None = None
+
+
+def _name(flags: list[str]) -> str | None:
+    return _parse_some(_Name, flags).name
+
+
+def _parse_some(cls: type[T], flags: list[str]) -> T:
+    """Parse the flags of a few settings, and pass over all others."""
+    parsed, _ = tyro.cli(cls, args=flags, prog="jepa train", add_help=False, return_unknown_args=True)
+    return parsed
+
+
+def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
+    """Return the config of a recipe that a file of the user defines; the name may be omitted if there is one only."""
+    own = loaded_code(code).recipes
+    if not own:
+        raise InputError(f'{code.file} defines no recipe; add one to the table: RECIPES["name"] = function')
+    if not name and len(own) > 1:
+        raise InputError(f"{code.file} defines several recipes; choose one: {code.file}:NAME with {', '.join(own)}")
+    name = name or own[0]
+    if name not in own:
+        raise InputError(f"{code.file} defines no recipe '{name}'{suggest(name, own)} (it has {', '.join(own)})")
+    return RECIPES[name]()
+
+
+def _automatic(given: AutoArguments, flags: list[str], runs: Path, summarize: Summarize) -> Config:
+    """Choose the settings from the images and the device, and print them with the reasons."""
+    flag_names = {flag.partition("=")[0] for flag in flags}
+    if "--data.source" not in flag_names:
+        raise InputError(f"{AUTO_RECIPE} chooses its settings from your images; name them with --data PATH/TO/FOLDER")
+    summary, text = summarize(given.data.source, given.device, runs)
+    size = given.data.size if "--data.image-size" in flag_names else None
+    config, settings = auto_config(given.data.source, summary, size)
+    if os.environ.get("RANK", "0") == "0":
+        print(f"{AUTO_RECIPE}: {text}; settings chosen for them, which flags override:", file=sys.stderr)
+        for setting in settings:
+            print(f"  {f'{setting.flag} {setting.value}':<26} {setting.reason}", file=sys.stderr)
+    return config

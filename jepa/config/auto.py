@@ -1,0 +1,186 @@
+"""Automatic settings: choose an experiment from a summary of the images and the device."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from jepa.config.backbones import ViTConfig, is_power_of_two, parse_width
+from jepa.config.base import Config, OptimConfig
+from jepa.config.data import DataConfig
+from jepa.config.errors import require
+from jepa.config.ijepa import IJepaConfig
+from jepa.config.transforms import CropConfig, MaskConfig
+
+__all__ = ["DataSummary", "Setting", "auto_config"]
+
+MIN_CROP_AREA = 0.35
+MAX_CANVAS_ASPECT = 2.0  # crops of longer images would be distorted
+CPU_SIZES, GPU_SIZES = (32, 64), (32, 64, 96, 128, 160, 192, 224)
+ACTIVATION_BYTES = 34 * 2  # per token, layer and unit of width, in bf16 (Korthikanti et al. 2022); doubled as a reserve
+
+
+@dataclass(frozen=True)
+class DataSummary:
+    """The properties of images and device that automatic settings depend on."""
+
+    count: int
+    """Number of training images."""
+    height: int
+    width: int
+    """Height and width in pixels of the image whose shorter side is the median."""
+    one_aspect: bool = False
+    """Whether nearly all images have the aspect ratio of that image."""
+    grey: bool = False
+    """Whether all images are greyscale."""
+    device: str = "cpu"
+    memory_gb: float = 16.0
+    """Memory of the device, in gigabytes."""
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A chosen setting, written as on the command line, and the reason for it."""
+
+    flag: str
+    value: str
+    reason: str
+
+
+def auto_config(
+    source: str, summary: DataSummary, given: tuple[int, int] | None = None
+) -> tuple[Config, list[Setting]]:
+    """Choose an I-JEPA for a set of images, and return its config and the chosen settings.
+
+    `given` are height and width of the encoder's input if the user has fixed them. Raises `InputError` for a source
+    of fewer than two images, or if no patch size suits the given size.
+    """
+    require(summary.count >= 2, f"{source} has {summary.count} training image; training requires at least 2")
+    on_gpu = summary.device == "cuda"
+    (height, width), why_size = (given, "given") if given else _size(summary, on_gpu)
+    patch = _patch(height, width, 16 if on_gpu else 8)
+    canvas, why_canvas = _canvas(summary, height, width)
+    size, predictor, why_model = _model(summary.count, on_gpu)
+    tokens = (height // patch) * (width // patch)
+    batch, why_batch = _batch(summary, on_gpu, tokens, size, predictor)
+    seen, why_steps = _seen(summary.count, on_gpu)
+    steps = max(500, seen // batch)
+    view = height if height == width else (height, width)
+    config = Config(
+        name="ijepa-folder",
+        steps=steps,
+        batch_size=batch,
+        save_every=max(100, min(1000, steps // 10)),
+        eval_every=max(100, steps // 4),
+        data=DataConfig(source=source, image_size=view, canvas=canvas, channels=1 if summary.grey else 3),
+        backbone=ViTConfig(size=size, patch=patch, stem="conv" if is_power_of_two(patch) else "linear"),
+        objective=IJepaConfig(
+            predictor=predictor,
+            loss="smooth_l1",
+            variance=0.01,
+            covariance=0.01,
+            ema_half_life=max(20.0, min(173.0, round(steps / 26))),
+            ema_half_life_end=float(round(steps / 2.6)),
+            crop=CropConfig(kind="random", scale=(MIN_CROP_AREA, 1.0), flip=True),
+            masks=MaskConfig(context_limit=1.0 if on_gpu else 0.35),
+        ),
+        optim=OptimConfig(lr_start=1e-5, warmup=max(50, steps // 20), weight_decay=0.05, weight_decay_end=0.05),
+    )
+    settings = [
+        ("--data.image-size", view, why_size),
+        ("--data.canvas", canvas, why_canvas),
+        (
+            "--data.channels",
+            config.data.channels,
+            "all images are greyscale" if summary.grey else "some images are in colour",
+        ),
+        ("--backbone.patch", patch, f"{height // patch}x{width // patch} tokens"),
+        ("--backbone.size", size, why_model),
+        ("--batch-size", batch, why_batch),
+        ("--steps", steps, f"each image about {steps * batch / summary.count:,.0f} times: {why_steps}"),
+    ]
+    return config, [Setting(flag, _spelled(value), reason) for flag, value, reason in settings]
+
+
+def _spelled(value: object) -> str:
+    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _size(summary: DataSummary, on_gpu: bool) -> tuple[tuple[int, int], str]:
+    """Choose the size of the input: a square that is no larger than the median image."""
+    side = min(summary.height, summary.width)
+    known = GPU_SIZES if on_gpu else CPU_SIZES
+    size = max((size for size in known if size <= side), default=known[0])
+    if size == known[-1]:
+        return (size, size), f"the largest that a {'GPU trains in hours' if on_gpu else 'CPU trains in minutes'}"
+    return (size, size), f"the median shorter side is {side} pixels"
+
+
+def _patch(height: int, width: int, side: int) -> int:
+    """Choose the smallest patch size that gives at most `side` x `side` tokens, preferably a power of two.
+
+    Raises `InputError` if no patch size gives at least 4 tokens a side without exceeding three times `side`.
+    """
+    fitting = [patch for patch in range(1, min(height, width) // 4 + 1) if height % patch == 0 and width % patch == 0]
+    few = [patch for patch in fitting if height * width <= (side * patch) ** 2]
+    if not few and fitting and height * width <= (3 * side * fitting[-1]) ** 2:
+        few = [fitting[-1]]
+    nearest = [max(32, round(length / 8) * 8) for length in (height, width)]
+    require(
+        bool(few),
+        f"data.image_size is {height}x{width}, which no patch size divides into 4 to {side} tokens a side; choose "
+        f"--data.image-size {nearest[0]}{f' {nearest[1]}' if height != width else ''}",
+    )
+    return min([patch for patch in few if is_power_of_two(patch)] or few)
+
+
+def _canvas(summary: DataSummary, height: int, width: int) -> tuple[int | tuple[int, int], str]:
+    """Choose the canvas: large enough that the smallest crop is not upsampled, but no larger than the images."""
+    needed = [math.ceil(length / math.sqrt(MIN_CROP_AREA) / 8) * 8 for length in (height, width)]
+    fitting = min(1.0, summary.height / needed[0], summary.width / needed[1])
+    down, across = max(height, int(needed[0] * fitting)), max(width, int(needed[1] * fitting))
+    enough = f"crops of {MIN_CROP_AREA:.0%} of it are not upsampled" if fitting == 1 else "no larger than the images"
+    if height != width:
+        return (down, across), f"the centre; {enough}"
+    if (
+        summary.one_aspect
+        and 1 < max(summary.height, summary.width) / min(summary.height, summary.width) <= MAX_CANVAS_ASPECT
+    ):
+        factor = down / min(summary.height, summary.width)
+        shape = (max(down, round(summary.height * factor)), max(across, round(summary.width * factor)))
+        return shape, f"nearly all images have this aspect ratio; {enough}"
+    return down, f"the centre square; {enough}"
+
+
+def _model(count: int, on_gpu: bool) -> tuple[str, str, str]:
+    if not on_gpu:
+        return "128x4x4", "64x2x4", "best on CIFAR-10 after ten minutes on two cores"
+    if count < 50_000:
+        return "tiny", "96x4x3", "fewer than 50,000 images: a small model with a shallow predictor"
+    if count < 1_000_000:
+        return "small", "192x6x6", "fewer than a million images"
+    return "base", "384x6x12", "a million images or more"
+
+
+def _batch(summary: DataSummary, on_gpu: bool, tokens: int, width: str, predictor: str) -> tuple[int, str]:
+    """Choose the largest power of two that fits in memory and leaves at least four batches per epoch."""
+    dim, depth = ViTConfig(size=width, patch=16).dimensions[:2]
+    narrow, layers, _ = parse_width(predictor, "objective.predictor")
+    image = (
+        ACTIVATION_BYTES * tokens * (dim * depth + 4 * narrow * layers)
+    )  # four targets, each with the context tokens
+    largest = min(1024 if on_gpu else 128, 0.8 * summary.memory_gb * 1e9 / image)
+    by_count = summary.count / 4
+    batch = 2 ** max(1, int(math.log2(max(2.0, min(largest, by_count)))))
+    if by_count < largest:
+        return batch, f"leaves at least four batches per epoch of {summary.count:,} images"
+    return batch, f"fits in {summary.memory_gb:.0f} GB" if on_gpu else "the batch size of the CPU recipes"
+
+
+def _seen(count: int, on_gpu: bool) -> tuple[int, str]:
+    """Choose the number of images that are seen in training, counting repetitions."""
+    if not on_gpu:
+        seen = min(230_000, 400 * count)
+        return seen, "about ten minutes on two cores" if seen == 230_000 else "400 epochs of a small set"
+    seen = min(300_000_000, max(300 * count, 5_000_000), 800 * count)
+    return seen, "300 epochs; fewer for millions of images, more for thousands"

@@ -1,0 +1,1 @@
+"""Data sources, one module each. `jepa.data.sources.base` describes how to add one."""

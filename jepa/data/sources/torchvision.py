@@ -1,0 +1,115 @@
+"""Source: a data set of torchvision by name."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from jepa.config import InputError
+from jepa.config.sources import TORCHVISION, TorchvisionSource
+from jepa.data.index import ENCODED, PATHS, SplitIndex, write_index
+from jepa.data.sources.base import Source, cached_splits, open_index
+from jepa.torchvision_guard import guard
+
+__all__ = ["Torchvision"]
+
+DATA_FOLDER = Path("data")
+"""Folder in which data sets of torchvision are expected, and to which they are downloaded."""
+ARRAY_DATASETS = frozenset({"CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN"})
+"""Classes of torchvision that hold decoded images in memory; the others open image files."""
+ENCODED_BATCH, PATHS_BATCH = 1000, 10_000  # rows of one Arrow batch
+
+
+class Torchvision(Source):
+    """A data set of torchvision. Images without a file are stored as PNG."""
+
+    config: TorchvisionSource
+
+    def splits(self) -> list[str]:
+        """Return the splits of the data set, which is downloaded first if it is missing."""
+        name = self.config.name
+        return cached_splits(self.cache, name, lambda: write_indexes(name, self.cache))
+
+    def open(self, split: str) -> SplitIndex:
+        """Open the index of a split."""
+        self.splits()  # writes the indexes if necessary
+        return open_index(self.cache, split, Path())
+
+
+def write_indexes(name: str, cache: Path) -> list[str]:
+    """Write the index of every split of a data set to the folder `cache`; return the splits.
+
+    Raises `InputError` if the data set is missing and cannot be downloaded.
+    """
+    guard()
+    from torchvision import datasets  # takes a second to import
+
+    class_name, splits = TORCHVISION[name]
+    in_memory = class_name in ARRAY_DATASETS
+    loader = {} if in_memory else {"loader": str}  # return the path of an image instead of the image
+    for split, arguments in splits.items():
+
+        def build(download: bool, arguments: dict[str, Any] = arguments) -> Any:
+            return getattr(datasets, class_name)(DATA_FOLDER, download=download, **arguments, **loader)
+
+        dataset = _load(name, build)
+        schema, batches = (ENCODED, _encoded(dataset)) if in_memory else (PATHS, _paths(dataset))
+        metadata = {"classes": _class_names(dataset, class_name), "signature": name}
+        write_index(cache / f"{split}.arrow", schema, batches, metadata)
+    return list(splits)
+
+
+def _load(name: str, build: Callable[..., Any]) -> Any:
+    """Build a data set, and download it if it is missing."""
+    try:
+        return build(download=False)
+    except (RuntimeError, OSError):
+        DATA_FOLDER.mkdir(exist_ok=True)
+    try:
+        return build(download=True)
+    except Exception as error:  # any exception of the network, the archive or the checksum
+        raise InputError(
+            f"{name} is not in {DATA_FOLDER}/ and cannot be downloaded ({' '.join(str(error).split())}); put "
+            "torchvision's files there, or give --data a path"
+        ) from error
+
+
+def _class_names(dataset: Any, class_name: str) -> list[str]:
+    """Return the class names, or none if some images have no label."""
+    if class_name == "SVHN":
+        return [str(digit) for digit in range(10)]
+    if class_name == "STL10" and min(int(label) for label in dataset.labels) < 0:
+        return []
+    return [name if isinstance(name, str) else name[0] for name in getattr(dataset, "classes", [])]
+
+
+def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the images of a data set that is in memory, as PNG."""
+    for samples in _batches(dataset, ENCODED_BATCH):
+        files = []
+        for image, _ in samples:
+            buffer = io.BytesIO()
+            image.save(buffer, "PNG", compress_level=1)
+            files.append({"bytes": buffer.getvalue(), "path": None})
+        labels = pa.array([int(label) for _, label in samples], pa.int32())
+        yield pa.record_batch([pa.array(files, ENCODED.field("image").type), labels], schema=ENCODED)
+
+
+def _paths(dataset: Any) -> Iterator[pa.RecordBatch]:
+    """Yield the paths of the images of a data set, which its loader returns."""
+    for samples in _batches(dataset, PATHS_BATCH):
+        files = [Path(path).resolve() for path, _ in samples]
+        sizes = np.array([file.stat().st_size for file in files], dtype=np.int64)
+        labels = np.array([label for _, label in samples], dtype=np.int32)
+        paths = pa.array([bytes(file) for file in files], pa.large_binary())
+        yield pa.record_batch([paths, sizes, labels], schema=PATHS)
+
+
+def _batches(dataset: Any, batch_size: int) -> Iterator[list[Any]]:
+    for start in range(0, len(dataset), batch_size):
+        yield [dataset[index] for index in range(start, min(start + batch_size, len(dataset)))]

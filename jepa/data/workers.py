@@ -1,0 +1,87 @@
+"""Decode images in order, ahead of their use, in other processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jepa.data.dataset import DecodedBatch, ImageDataset, cores
+
+__all__ = ["auto_workers", "read_ahead"]
+
+CHUNK_IMAGES = 32  # images that a worker decodes at a time; bounds the shared memory in use and the first wait
+CHUNKS_AHEAD = 4  # decoded chunks that each worker may have waiting
+MAX_WORKERS = 16
+
+
+def auto_workers(device: torch.device) -> int:
+    """Return the default number of decoding processes for one training process.
+
+    When training on a GPU, the cores are divided among the training processes of the machine. On the CPU the number is
+    0: decoding and training in turn, each on all cores, is faster than both at once.
+    """
+    if device.type == "cpu":
+        return 0
+    return max(1, min(MAX_WORKERS, cores() // int(os.environ.get("LOCAL_WORLD_SIZE", "1"))))
+
+
+def read_ahead(dataset: ImageDataset, batches: Iterable[Tensor], workers: int) -> Iterator[DecodedBatch]:
+    """Yield the decoded images of each batch of indices (B,), in order.
+
+    They are decoded in this process if `workers` is 0 or if all images are cached.
+    """
+    if workers == 0 or (dataset.cache is not None and dataset.cache.complete):
+        yield from map(dataset.read, batches)
+        return
+    num_chunks: deque[int] = deque()  # of each batch that is being decoded
+
+    def split_batches() -> Iterator[list[int]]:
+        for batch in batches:
+            chunks = batch.split(CHUNK_IMAGES)
+            num_chunks.append(len(chunks))
+            yield from (chunk.tolist() for chunk in chunks)
+
+    loader: DataLoader[DecodedBatch] = DataLoader(
+        _DecodeChunk(dataset),
+        batch_size=None,
+        sampler=split_batches(),
+        num_workers=workers,
+        prefetch_factor=CHUNKS_AHEAD,
+        collate_fn=_identity,
+        worker_init_fn=_start_worker,
+        multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
+    )
+    decoded = iter(loader)
+    while (first := next(decoded, None)) is not None:
+        chunks = [first, *islice(decoded, num_chunks.popleft() - 1)]
+        unreadable = {index: reason for chunk in chunks for index, reason in chunk.unreadable.items()}
+        dataset.unreadable |= unreadable
+        pixels, indices = torch.cat([chunk.pixels for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks])
+        yield DecodedBatch(pixels, indices, unreadable)
+
+
+class _DecodeChunk(Dataset[DecodedBatch]):
+    def __init__(self, dataset: ImageDataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> DecodedBatch:
+        return self.dataset.read(torch.tensor(indices), threads=False)
+
+
+def _identity(chunk: Any) -> Any:
+    return chunk
+
+
+def _start_worker(number: int) -> None:
+    """Leave signals to the training process: Ctrl-C reaches all processes of a terminal at once."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)

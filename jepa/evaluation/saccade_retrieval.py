@@ -1,0 +1,129 @@
+"""How well the predictor of a Saccade JEPA knows what a saccade does, which needs no labels.
+
+From one fixation and a saccade, the predicted view must be retrieved among 32 fixations of the *same* image. Retrieval
+among fixations of different images is easier, because their content differs, and is reported separately. With a wrong
+saccade, retrieval must be worse.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor
+
+from jepa.backbones import eval_mode
+from jepa.data import ImageDataset, evenly_spaced
+from jepa.objectives import Objective
+from jepa.objectives.saccade import Saccade
+from jepa.rng import Rng
+from jepa.transforms.saccade import Geometry
+
+__all__ = ["BATCH_SIZE", "has_saccade_predictor", "saccade_retrieval"]
+
+MAX_IMAGES = 512
+NUM_FIXATIONS = 32  # of each image, after the first one
+BATCH_SIZE = 32  # images, among which a view is retrieved in `across`
+NUM_BINS = 5  # of the length of the saccade
+
+
+class Embeddings(NamedTuple):
+    """Predicted and actual embeddings of a batch of images, of width D."""
+
+    predicted: Tensor  # (B, 32, D), from the first fixation and each saccade
+    after: Tensor  # (B, 32, D), of the teacher after each saccade
+    before: Tensor  # (B, 1, D), of the teacher at the first fixation
+    length: Tensor  # (B, 32) of each saccade, in sides of a view
+
+
+def has_saccade_predictor(objective: Objective) -> TypeGuard[Saccade]:
+    """Return whether an objective has a predictor that is given saccades."""
+    return isinstance(objective, Saccade) and objective.predictor is not None
+
+
+@torch.no_grad()
+def saccade_retrieval(objective: Objective, dataset: ImageDataset, indices: Tensor) -> dict[str, Any] | None:
+    """Evaluate the predictor of a Saccade JEPA on up to 512 images of `indices`.
+
+    `top1` (accuracy in percent) and `mrr` (mean reciprocal rank) are those of the actual view after the saccade:
+    `same image` among 32 fixations of the same image; `shuffled` the same, if the predictor is given the saccade to
+    another of the 32; `across` among fixations of 32 images. `errors` are the squared errors of the prediction, of the
+    prediction with a wrong saccade, and of predicting no change, divided by the variance of the embeddings. They are
+    means over saccades of similar length; `lengths` are the mean lengths, in view sides. None is returned if the
+    objective has no such predictor, or if there are fewer than 32 images.
+    """
+    if not has_saccade_predictor(objective):
+        return None
+    device = objective.context.device
+    chosen = indices[evenly_spaced(len(indices), MAX_IMAGES)]
+    decoded = [dataset.read(batch) for batch in chosen.split(BATCH_SIZE)]
+    pixels = torch.cat([batch.pixels[batch.readable] for batch in decoded])
+    with eval_mode(objective):
+        embeddings = [
+            embed_fixations(objective, batch.to(device), Rng(0, number, torch.arange(BATCH_SIZE, device=device)))
+            for number, batch in enumerate(pixels.split(BATCH_SIZE))
+            if len(batch) == BATCH_SIZE  # retrieval among fewer images would be easier
+        ]
+    return summarise(embeddings) if embeddings else None
+
+
+def embed_fixations(objective: Saccade, pixels: Tensor, rng: Rng) -> Embeddings:
+    """Embed 33 fixations of each image, and predict 32 of them from the first."""
+    canvas = (pixels.shape[-2], pixels.shape[-1])
+    geometry = Geometry(objective.config.fixations, canvas, objective.geometry.size)
+    first, others = geometry.sample_many(rng, NUM_FIXATIONS)
+    (first_views,) = geometry.render(pixels, first)
+    (other_views,) = geometry.render(pixels.repeat_interleave(NUM_FIXATIONS, 0), others)
+    saccade = first.repeat(NUM_FIXATIONS).inverse().of(others)
+    context = objective.embed(objective.context, first_views)
+    predicted = objective.predict(context.repeat_interleave(NUM_FIXATIONS, 0), saccade)
+    after, before = objective.embed(objective.target, other_views), objective.embed(objective.target, first_views)
+    length = saccade.shift.norm(dim=-1)
+    predicted, after, before, length = (
+        x.flatten(1).unflatten(0, (len(pixels), -1)).cpu() for x in (predicted, after, before, length[:, None])
+    )
+    return Embeddings(predicted, after, before, length[..., 0])
+
+
+def summarise(batches: list[Embeddings]) -> dict[str, Any]:
+    """Compute the scores of `saccade_retrieval` from the embeddings of all batches."""
+    ranks: dict[str, list[Tensor]] = {"same image": [], "shuffled": [], "across": []}
+    errors: dict[str, list[Tensor]] = {"prediction": [], "shuffled": [], "no change": []}
+    for predicted, after, before, _ in batches:
+        shuffled = predicted.roll(1, 1)
+        ranks["same image"].append(rank(predicted, after))
+        ranks["shuffled"].append(rank(shuffled, after))
+        ranks["across"].append(rank(predicted.transpose(0, 1), after.transpose(0, 1)))
+        for name, guess in (("prediction", predicted), ("shuffled", shuffled), ("no change", before)):
+            errors[name].append((guess - after).square().sum(-1).flatten())
+    scores: dict[str, Any] = {}
+    for name, batch_ranks in ranks.items():
+        r = torch.cat(batch_ranks).double()
+        scores[name] = {
+            "top1": round(100 * float((r == 1).double().mean()), 2),
+            "mrr": round(float((1 / r).mean()), 4),
+        }
+    length = torch.cat([batch.length.flatten() for batch in batches])
+    after = torch.cat([batch.after.flatten(0, 1) for batch in batches])
+    variance = (after - after.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
+    edges = length.quantile(torch.linspace(0, 1, NUM_BINS + 1))
+    bin_of = torch.bucketize(length, edges[1:-1])
+    bins = bin_of.unique().tolist()  # a single one if all saccades are rotations
+    scores |= {"images": len(batches) * BATCH_SIZE, "fixations": NUM_FIXATIONS}
+    scores["lengths"] = [round(float(length[bin_of == i].mean()), 4) for i in bins]
+    scores["errors"] = {}
+    for name, batch_errors in errors.items():
+        error = torch.cat(batch_errors)
+        scores["errors"][name] = [round(float(error[bin_of == i].mean() / variance), 4) for i in bins]
+    return scores
+
+
+def rank(predicted: Tensor, after: Tensor) -> Tensor:
+    """Return the rank, from 1, of each actual embedding by its distance from the prediction, flattened.
+
+    `predicted` and `after` are (rows, candidates, D), and the candidates are those of the same row. Ties count against
+    the prediction, so that collapsed embeddings have the worst rank.
+    """
+    distance = torch.cdist(predicted, after, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is imprecise
+    actual = distance.diagonal(dim1=1, dim2=2)[..., None]
+    return (distance <= actual).sum(-1).flatten()

@@ -1,0 +1,100 @@
+"""The scores of features and of encoders: kNN, linear probes, RankMe and correlation dimension."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tqdm import tqdm
+
+from jepa.backbones import Encoder
+from jepa.data import ImageDataset, evenly_spaced
+from jepa.evaluation.collapse import feature_std, rankme
+from jepa.evaluation.correlation_dimension import correlation_dimension
+from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
+from jepa.evaluation.knn import HEADLINE_K, NEIGHBOURS, knn
+from jepa.evaluation.linear_probe import few_labels, linear_probe
+
+__all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "has_classes", "score", "score_encoders"]
+
+MAX_PIXEL_IMAGES = 50_000  # training images whose raw pixels are fitted, 600 MB
+MAX_DIMENSION_POINTS = 10_000  # images that a correlation dimension is estimated from
+
+
+def score_encoders(
+    encoders: dict[str, Encoder], train: Subset, test: Subset, store: FeatureStore, workers: int = 0
+) -> dict[str, Any]:
+    """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
+
+    Scores are percentages rounded to 0.01; those that need more images or labels than there are, are missing. Features
+    are kept in `store`; `workers` processes decode the images.
+    """
+    results: dict[str, Any] = {}
+    for name, encoder in encoders.items():
+        train_features, test_features = (
+            store.extract(name, encoder, *subset, label=f"{name}: features of {subset[0].name}", workers=workers)
+            for subset in (train, test)
+        )
+        collapse = {
+            "rankme": round(rankme(test_features.x), 2),
+            "feature_std": round(float(feature_std(test_features.x)), 5),
+        }
+        results[name] = score(name, train_features, test_features) | collapse
+    dataset, indices = train
+    test_pixels = pixel_features(*test)
+    train_pixels = test_pixels  # not used without classes
+    if has_classes(dataset, test[0]):
+        train_pixels = pixel_features(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
+    results["pixels"] = score("raw pixels", train_pixels, test_pixels)
+    return results
+
+
+def has_classes(train: ImageDataset, test: ImageDataset) -> bool:
+    """Return whether both data sets have labels, those of `train` of at least two classes."""
+    return train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1
+
+
+def score(name: str, train: Features, test: Features) -> dict[str, Any]:
+    """Return the scores of features: kNN and linear probes if there are labels, and the correlation dimension.
+
+    `name` is shown on the progress bar. Scores that need more images than there are, are missing.
+    """
+    scores = _label_scores(name, train, test)
+    with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
+        dimension = correlation_dimension(test.x[evenly_spaced(len(test.x), MAX_DIMENSION_POINTS)])
+    if dimension:
+        scores |= {"dimension": dimension.value, "dimension_error": dimension.error}
+    return {key: _rounded(key, value) for key, value in scores.items()}
+
+
+def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
+    """Return the scores that need labels, or nothing if there are none."""
+    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
+        return {}
+    scores: dict[str, Any] = {}
+    with tqdm(total=5, unit="score", delay=3, leave=False) as bar:
+
+        def begin(stage: str) -> None:
+            bar.set_description(f"{name}: {stage}", refresh=False)
+            bar.update()
+
+        begin("nearest neighbours")
+        if neighbours := [k for k in NEIGHBOURS if k <= len(train.x)]:
+            scores["knn_by_neighbours"] = knn(train, test, neighbours)
+        if HEADLINE_K in neighbours:
+            scores["knn"] = scores["knn_by_neighbours"][HEADLINE_K]
+        begin("linear probe")
+        scores["linear"], scores["penalty"] = linear_probe(train, test)
+        begin("linear probe of the last four layers")
+        if train.last4 is not None:
+            scores["linear_last4"], _ = linear_probe(train, test, last4=True)
+        for key, share in (("linear_10pc", 0.1), ("linear_1pc", 0.01)):
+            begin(f"linear probe with {share:.0%} of the labels")
+            if (accuracy := few_labels(train, test, share)) is not None:
+                scores[key] = accuracy
+    return scores
+
+
+def _rounded(key: str, value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): round(accuracy, 2) for k, accuracy in value.items()}
+    return round(value, 5 if key == "penalty" else 2)

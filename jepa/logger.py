@@ -1,0 +1,147 @@
+"""Training logger: progress bar, metrics.jsonl and TensorBoard. It formats and writes what the loop passes to it."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from tqdm import tqdm
+
+from jepa import distributed
+from jepa.config import Config
+from jepa.data import Batch
+from jepa.objectives import Objective
+from jepa.runs import Run
+
+__all__ = ["TrainingLogger", "collapse_warning"]
+
+MIN_SHOWN_WAIT = 0.05  # share of the time spent waiting for data above which the bar shows it
+KNN_DROP = 2.0  # points below the untrained encoder that are worth a warning
+
+
+def collapse_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
+    """Return a warning about the scores of an online evaluation and what to try, or None.
+
+    Both hold `feature_std`, `rankme` and, with labels, `knn`: of the encoder at this step, and before training.
+    """
+    if scores["rankme"] < 2 or scores["feature_std"] < 0.01 * untrained["feature_std"]:
+        return (
+            f"the features have collapsed (RankMe {scores['rankme']:.1f} of {objective.main_encoder.backbone.dim}): "
+            f"they are nearly the same for all images; {objective.collapse_advice()}"
+        )
+    if scores.get("knn", math.inf) < untrained.get("knn", 0.0) - KNN_DROP:
+        return (
+            f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
+            f"distinguish the classes less well than before training; {objective.collapse_advice()}"
+        )
+    return None
+
+
+class TrainingLogger:
+    """Logs one run. `step` and `seconds` are the steps and the time of training that were done before."""
+
+    def __init__(self, config: Config, run: Run, objective: Objective, step: int, seconds: float) -> None:
+        self.config, self.run, self.objective = config, run, objective
+        self.is_main = distributed.is_main()
+        self.start_time = time.perf_counter() - seconds
+        self.writer = self._tensorboard()
+        self.bar = tqdm(
+            total=config.steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True, smoothing=0.1
+        )
+        self.logged_step, self.logged_time = step, time.perf_counter()
+        self.waited = 0.0  # seconds without a batch since then
+
+    @property
+    def seconds(self) -> float:
+        """Time of training so far, including that before the run was resumed."""
+        return time.perf_counter() - self.start_time
+
+    def _tensorboard(self) -> Any:
+        if not self.is_main or importlib.util.find_spec("tensorboard") is None:
+            return None
+        from torch.utils.tensorboard import SummaryWriter  # optional, and takes a second to import
+
+        with self.run.writing():
+            return SummaryWriter(str(self.run.path / "tensorboard"))
+
+    def say(self, text: str) -> None:
+        """Print a line above the progress bar."""
+        if self.is_main:
+            self.bar.write(text, file=sys.stderr)
+
+    def start(self, images: str, device: str) -> None:
+        """Print what is trained, on which images and on which device."""
+        count = sum(parameter.numel() for parameter in self.objective.parameters() if parameter.requires_grad)
+        processes = f" x {distributed.world_size()}" if distributed.world_size() > 1 else ""
+        self.say(
+            f"{self.config.name}: {images}, {count / 1e6:.2f} M trained parameters, batch {self.config.batch_size}, "
+            f"{self.config.steps:,} steps, {device}{processes}, into {self.run.path}"
+        )
+        self.say(self.objective.describe())
+
+    def timed(self, batches: Iterator[list[Batch]]) -> Iterator[list[Batch]]:
+        """Yield batches, and measure the time that training waits for them."""
+        while True:
+            start = time.perf_counter()
+            batch = next(batches, None)
+            self.waited += time.perf_counter() - start
+            if batch is None:
+                return
+            yield batch
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Exclude the time of a block, such as an evaluation, from the images per second."""
+        start = time.perf_counter()
+        yield
+        self.logged_time += time.perf_counter() - start
+
+    def advance(self) -> None:
+        """Advance the progress bar by one step."""
+        self.bar.update()
+
+    def log_losses(self, step: int, losses: dict[str, float], lr: float) -> None:
+        """Write the losses of a step, the learning rate and the speed since the last call."""
+        elapsed = time.perf_counter() - self.logged_time
+        speed, waited = (step - self.logged_step) * self.config.batch_size / elapsed, self.waited / elapsed
+        waiting = f", {100 * waited:.0f} % of the time waiting for data" if waited > MIN_SHOWN_WAIT else ""
+        self.bar.set_postfix_str(
+            f"loss {losses['loss']:.4f}, {speed:.0f} img/s, feature std {losses.get('feature_std', math.nan):.4f}"
+            f"{waiting}",
+            refresh=False,
+        )
+        speeds = {"images_per_s": round(speed, 1), "data_wait": round(waited, 4)}
+        self.write({"step": step, **losses, "lr": lr, **speeds})
+        self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
+
+    def log_scores(self, step: int, scores: dict[str, float]) -> None:
+        """Write the scores of an online evaluation, beside those of the untrained encoder, and warn of a collapse."""
+        untrained = next((record for record in self.run.metrics() if "rankme" in record), scores)
+        knn = f"kNN {scores['knn']:.1f} (untrained {untrained['knn']:.1f}), " if "knn" in scores else ""
+        self.say(f"step {step}: {knn}RankMe {scores['rankme']:.1f}, feature std {scores['feature_std']:.4f}")
+        warning = collapse_warning(scores, untrained, self.objective) if step else None
+        if warning:
+            self.say(f"warning: {warning}")
+        self.write({"step": step, **scores})
+
+    def write(self, record: dict[str, Any]) -> None:
+        """Write a record to metrics.jsonl and TensorBoard."""
+        if not self.is_main:
+            return
+        self.run.log(record)
+        if self.writer is not None:
+            with self.run.writing():
+                for name in record.keys() - {"step"}:
+                    self.writer.add_scalar(name, record[name], record["step"])
+
+    def close(self) -> None:
+        """Close the progress bar and TensorBoard."""
+        self.bar.close()
+        if self.writer is not None:
+            with suppress(OSError):  # a full disk has been reported by then; the numbers are in metrics.jsonl
+                self.writer.close()

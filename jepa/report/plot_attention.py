@@ -1,0 +1,172 @@
+"""Attention maps of a run by layer and by head, and an animation in which the query patch moves."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import torch
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure, SubFigure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
+from PIL import Image, ImageDraw
+from torch import Tensor
+
+from jepa.backbones.energy_transformer import EnergyTransformer
+from jepa.config import InputError
+from jepa.evaluate import EvaluationRun
+from jepa.evaluation.attention import attention as attention_weights
+from jepa.evaluation.attention import entropy, rollout
+from jepa.report.style import ENCODER_COLORS, GREY, SKY, new_figure, show_image
+from jepa.transforms.crop import resize
+
+__all__ = ["animate_attention", "attention"]
+
+NUM_IMAGES, MAX_LAYERS, MAX_HEADS = 3, 5, 8  # in the figure
+ANIMATED_IMAGES, MAX_FRAMES = 4, 64
+IMAGE_WIDTH, GAP, FRAME_MS = 96, 6, 120  # pixels of an image and between two images; duration of a frame
+COLORMAP = "magma"
+
+
+def attention(run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figure:
+    """Draw the attention of one patch by layer and by head, and the entropy of the attention.
+
+    `patch` is the row and column of the query, the central patch by default. Raises `InputError` if it is outside the
+    grid, or if the backbone has no attention.
+    """
+    pixels, weights = images_and_attention(run, NUM_IMAGES)
+    height, width = run.grid
+    row, column = patch or (height // 2, width // 2)
+    if not (0 <= row < height and 0 <= column < width):
+        raise InputError(f"--patch is {row} {column}; give a row of 0 to {height - 1} and a column of 0 to {width - 1}")
+    query = row * width + column
+    layer_name = "step" if isinstance(run.encoders["trained"].backbone, EnergyTransformer) else "layer"
+    energy = run.energy_trace
+    figure = new_figure(6.6)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(3.9, 2.7), squeeze=False)[:, 0]
+    draw_layers(top, pixels, weights, grid=run.grid, query=query, layer_name=layer_name)
+    left, right = bottom.subfigures(1, 2, width_ratios=(1, 1.25) if energy else (1.25, 1), squeeze=False)[0]
+    draw_heads(left, weights[-1, 0, :, query], run.grid, layer_name)
+    if energy:
+        entropy_axes, energy_axes = right.subplots(1, 2)
+        draw_energy(energy_axes, energy)
+    else:
+        entropy_axes = right.subplots()
+    draw_entropy(entropy_axes, entropy(weights), layer_name)
+    return figure
+
+
+def images_and_attention(run: EvaluationRun, count: int) -> tuple[Tensor, Tensor]:
+    """Return test images (B, C, H, W) in the size of the encoder's input, and their attention (L, B, H, N, N)."""
+    encoder = run.encoders["trained"]
+    pixels = resize(run.read_images(count), encoder.size)
+    weights = attention_weights(encoder, pixels)
+    if weights is None:
+        raise InputError(
+            f"the backbone {run.config.backbone.kind} has no attention to draw; the figure attention requires a vit or "
+            "energy backbone"
+        )
+    return pixels, weights
+
+
+def draw_layers(
+    figure: SubFigure, pixels: Tensor, weights: Tensor, *, grid: tuple[int, int], query: int, layer_name: str
+) -> None:
+    """Draw a row for each image: the image, the attention of some layers averaged over heads, and rollout."""
+    layers = torch.linspace(0, len(weights) - 1, min(MAX_LAYERS, len(weights))).round().long().tolist()
+    rollouts = rollout(weights)
+    axes_grid = figure.subplots(len(pixels), 2 + len(layers), squeeze=False)
+    for i, row in enumerate(axes_grid):
+        show_image(row[0], pixels[i])
+        outline_patch(row[0], (pixels.shape[-2], pixels.shape[-1]), grid, query)
+        maps = [*(weights[layer, i].mean(0)[query] for layer in layers), rollouts[i, query]]
+        for axes, attention_map in zip(row[1:], maps, strict=True):
+            show_map(axes, attention_map, grid, query)
+    titles = ["image", *(f"{layer_name} {layer + 1}" for layer in layers), "rollout"]
+    for axes, title in zip(axes_grid[0], titles, strict=True):
+        axes.set_title(title)
+
+
+def draw_heads(figure: SubFigure, weights: Tensor, grid: tuple[int, int], layer_name: str) -> None:
+    """Draw the attention maps of heads (H, N)."""
+    heads = weights[:MAX_HEADS]
+    axes_grid = figure.subplots(2, -(-len(heads) // 2), squeeze=False).flatten()
+    for axes in axes_grid:
+        axes.set_axis_off()
+    for number, (axes, head) in enumerate(zip(axes_grid, heads, strict=False), 1):
+        show_map(axes, head, grid)
+        axes.set_title(f"head {number}", fontsize=8)
+    figure.suptitle(f"heads of the last {layer_name}, first image", fontsize=9, x=0.02, ha="left")
+
+
+def draw_entropy(axes: Axes, entropies: Tensor, layer_name: str) -> None:
+    """Draw normalised entropy (L, H) by layer, one line for each head."""
+    layers = range(1, len(entropies) + 1)
+    for number, head in enumerate(entropies.T):
+        label = None if number else "single head"
+        axes.plot(layers, head.numpy(), color=SKY, linewidth=1, marker="o", markersize=2.5, label=label)
+    axes.plot(layers, entropies.mean(1).numpy(), color=ENCODER_COLORS["trained"], linewidth=2, label="mean of heads")
+    axes.set(ylim=(0, 1.05), xlabel=layer_name, title="entropy / maximum")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
+
+
+def draw_energy(axes: Axes, trace: dict[str, list[float]]) -> None:
+    """Draw the energy before each step and after the last."""
+    for name, color in (("total", ENCODER_COLORS["trained"]), ("attention", SKY), ("hopfield", GREY)):
+        axes.plot(trace[name], color=color, marker="o", markersize=2.5, label=name)
+    axes.set(xlabel="step", title="energy of an image")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
+
+
+def show_map(axes: Axes, weights: Tensor, grid: tuple[int, int], query: int | None = None) -> None:
+    """Show attention weights (N,) on the grid, on a scale from 0 to their maximum, with the query outlined."""
+    axes.imshow(weights.view(grid).numpy(), vmin=0)
+    axes.set_axis_off()
+    if query is not None:
+        outline_patch(axes, grid, grid, query)
+
+
+def outline_patch(axes: Axes, size: tuple[int, int], grid: tuple[int, int], query: int) -> None:
+    """Outline the query patch on an image of height and width `size`."""
+    height, width = size[0] / grid[0], size[1] / grid[1]
+    row, column = divmod(query, grid[1])
+    corner = (column * width - 0.5, row * height - 0.5)
+    axes.add_patch(Rectangle(corner, width, height, fill=False, edgecolor=SKY, linewidth=1.4))
+
+
+def animate_attention(run: EvaluationRun) -> bytes:
+    """Return an animated PNG: the query patch moves over some images; below is the mean attention of the last layer.
+
+    Raises `InputError` if the backbone has no attention.
+    """
+    pixels, weights = images_and_attention(run, ANIMATED_IMAGES)
+    last_layer = weights[-1].mean(1)  # (B, N, N)
+    num_tokens = last_layer.shape[-1]
+    queries = torch.linspace(0, num_tokens - 1, min(MAX_FRAMES, num_tokens)).round().long().tolist()
+    frames = [draw_frame(pixels, last_layer[:, query], run.grid, query) for query in queries]
+    buffer = io.BytesIO()
+    frames[0].save(buffer, "PNG", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, optimize=True)
+    return buffer.getvalue()
+
+
+def draw_frame(pixels: Tensor, weights: Tensor, grid: tuple[int, int], query: int) -> Image.Image:
+    """Draw images in a row with the query patch outlined, and their attention (B, N) below."""
+    height = round(IMAGE_WIDTH * pixels.shape[-2] / pixels.shape[-1])
+    frame = Image.new("RGB", (len(pixels) * (IMAGE_WIDTH + GAP) - GAP, 2 * height + GAP), "white")
+    row, column = divmod(query, grid[1])
+    corner = (round(column * IMAGE_WIDTH / grid[1]), round(row * height / grid[0]))
+    end = (round((column + 1) * IMAGE_WIDTH / grid[1]) - 1, round((row + 1) * height / grid[0]) - 1)
+    for i, (view, image_weights) in enumerate(zip(pixels, weights, strict=True)):
+        array = view.permute(1, 2, 0).expand(-1, -1, 3)
+        image = Image.fromarray((array * 255).byte().numpy() if array.is_floating_point() else array.numpy())
+        colors = colormaps[COLORMAP]((image_weights / image_weights.max()).view(grid).numpy())[..., :3]
+        attention_map = Image.fromarray((colors * 255).astype(np.uint8))
+        for top, tile in ((0, image), (height + GAP, attention_map)):
+            tile = tile.resize((IMAGE_WIDTH, height), Image.Resampling.NEAREST)
+            ImageDraw.Draw(tile).rectangle((*corner, *end), outline=SKY, width=2)
+            frame.paste(tile, (i * (IMAGE_WIDTH + GAP), top))
+    return frame

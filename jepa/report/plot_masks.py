@@ -1,0 +1,59 @@
+"""The inputs of I-JEPA: the view, the context and the targets of some training images."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from jepa.config import InputError
+from jepa.evaluate import EvaluationRun
+from jepa.objectives.ijepa import IJepaInputs
+from jepa.report.style import WIDTH, new_figure, show_image
+
+__all__ = ["masks"]
+
+NUM_IMAGES = 4
+MASKED_GREY = 0.88
+
+
+def masks(run: EvaluationRun) -> Figure:
+    """Draw the view, the context and each target of some training images. Raises `InputError` if there are no masks."""
+    inputs = run.sample_inputs(NUM_IMAGES)
+    if not isinstance(inputs, IJepaInputs):
+        raise InputError(
+            f"the inputs of the objective {run.config.objective.kind} have no masks; 'jepa plot {run.folder.path}' "
+            "draws the figures that apply to this run"
+        )
+    views, block_masks = inputs.images.cpu(), inputs.masks
+    num_targets = block_masks.targets.shape[1]
+    columns = 2 + num_targets
+    figure = new_figure(0.25 + len(views) * WIDTH / columns * 1.02)
+    axes_grid = figure.subplots(len(views), columns, squeeze=False)
+    for i, view in enumerate(views):
+        context = token_map(block_masks.context[i], block_masks.context_valid[i], run.grid)
+        targets = [
+            token_map(indices, valid, run.grid)
+            for indices, valid in zip(block_masks.targets[i], block_masks.targets_valid[i], strict=True)
+        ]
+        panels = [view, *(hide_tokens(view, ~tokens) for tokens in (context, *targets))]
+        for axes, panel in zip(axes_grid[i], panels, strict=True):
+            show_image(axes, panel)
+    titles = ["view", "context", *(f"target {number + 1}" for number in range(num_targets))]
+    for axes, title in zip(axes_grid[0], titles, strict=True):
+        axes.set_title(title)
+    return figure
+
+
+def token_map(indices: Tensor, valid: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Return a boolean map of the grid that is True at the valid token indices."""
+    tokens = torch.zeros(grid[0] * grid[1], dtype=torch.bool)
+    tokens[indices[valid].cpu()] = True
+    return tokens.view(grid)
+
+
+def hide_tokens(view: Tensor, tokens: Tensor) -> Tensor:
+    """Paint the given tokens of a view (C, H, W) light grey."""
+    hidden = F.interpolate(tokens[None, None].float(), view.shape[-2:])[0].bool()
+    return torch.where(hidden, torch.full_like(view, MASKED_GREY), view)

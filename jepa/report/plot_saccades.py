@@ -1,0 +1,74 @@
+"""The inputs of Saccade JEPA and VICReg: pairs of fixations; and the prediction error of Saccade JEPA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from jepa.config import InputError
+from jepa.evaluate import EvaluationRun
+from jepa.objectives.saccade import SaccadeInputs
+from jepa.report.style import ENCODER_COLORS, GREY, HIGHLIGHT, new_figure, show_image
+from jepa.transforms.saccade import Pose
+
+__all__ = ["saccades"]
+
+NUM_PAIRS = 5
+ERRORS = {
+    "prediction": ("correct saccade", ENCODER_COLORS["trained"]),
+    "shuffled": ("wrong saccade", HIGHLIGHT),
+    "no change": ("no change predicted", GREY),
+}
+
+
+def saccades(run: EvaluationRun) -> Figure:
+    """Draw pairs of fixations, and the prediction error against the length of the saccade if there is a predictor.
+
+    Raises `InputError` if the objective does not sample fixations.
+    """
+    inputs = run.sample_inputs(NUM_PAIRS)
+    if not isinstance(inputs, SaccadeInputs):
+        raise InputError(
+            f"the inputs of the objective {run.config.objective.kind} have no saccades; 'jepa plot {run.folder.path}' "
+            "draws the figures that apply to this run"
+        )
+    retrieval = run.saccade_retrieval
+    has_errors = retrieval is not None and len(retrieval["lengths"]) > 1
+    figure = new_figure(6.2 if has_errors else 3.6)
+    ratios = (3.4, 2.6) if has_errors else (1,)
+    subfigures = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
+    count = len(inputs.context)
+    axes_grid = subfigures[0].subplots(2, count, squeeze=False)
+    for i in range(count):
+        show_image(axes_grid[0, i], inputs.context[i].cpu())
+        show_image(axes_grid[1, i], inputs.target[i].cpu())
+        axes_grid[0, i].set_title("before")
+        axes_grid[1, i].set_title(describe_saccade(inputs.saccade, i), fontsize=7.5)
+    if has_errors:
+        assert retrieval is not None
+        draw_errors(subfigures[1].subplots(), retrieval)
+    return figure
+
+
+def describe_saccade(saccade: Pose, index: int) -> str:
+    """Return shift, rotation and zoom of one saccade."""
+    x, y = (round(component, 2) + 0.0 for component in saccade.shift[index].tolist())  # + 0.0 turns -0.0 into 0.0
+    degrees = round(torch.rad2deg(saccade.angle[index]).item()) + 0.0
+    return f"after: shift {x:+.2f} {y:+.2f},\nrotation {degrees:+.0f}°, zoom {saccade.zoom[index].item():.2f}"
+
+
+def draw_errors(axes: Axes, retrieval: dict[str, Any]) -> None:
+    """Draw the squared errors against the length of the saccade."""
+    for name, (title, color) in ERRORS.items():
+        axes.plot(retrieval["lengths"], retrieval["errors"][name], color=color, marker="o", label=title)
+    count = retrieval["fixations"]
+    correct, wrong = retrieval["same image"]["top1"], retrieval["shuffled"]["top1"]
+    axes.set_title(
+        f"top-1 among {count} views of the same image: correct saccade {correct:.0f} %, wrong saccade {wrong:.0f} %, "
+        f"chance {100 / count:.0f} %"
+    )
+    axes.set(xlabel="length of the saccade, in view sides", ylabel="squared error / variance", ylim=(0, None))
+    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

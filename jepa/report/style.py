@@ -1,0 +1,86 @@
+"""The style of all figures: one width, colours that colour-blind readers can distinguish, no frames."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+__all__ = [
+    "CLASS_COLORS",
+    "ENCODER_COLORS",
+    "GREY",
+    "HIGHLIGHT",
+    "INK",
+    "PALE",
+    "SKY",
+    "STYLE",
+    "WIDTH",
+    "new_figure",
+    "reference_line",
+    "show_image",
+]
+
+WIDTH = 7.2  # inches; at 150 pixels per inch and shown 720 pixels wide, 9 pt text has the size of page text
+BLUE, SKY, RED = "#0072B2", "#56B4E9", "#D55E00"  # Okabe & Ito
+INK, GREY, PALE, HIGHLIGHT = "#222222", "#6A6A6A", "#DDDDDD", RED
+ENCODER_COLORS = {"trained": BLUE, "untrained": GREY}
+CLASS_COLORS = (  # ten colours that colour-blind readers can distinguish (Petroff 2021, arXiv 2107.02270)
+    *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
+    *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
+)
+STYLE: Any = {
+    "figure.dpi": 150,
+    "figure.facecolor": "white",
+    "font.size": 9,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.labelsize": 9,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": GREY,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4,
+    "legend.frameon": False,
+    "legend.fontsize": 8,
+    "text.color": INK,
+    "image.cmap": "magma",
+}
+
+
+def new_figure(height: float) -> Figure:
+    """Return an empty figure with constrained layout, `height` inches high."""
+    return Figure(figsize=(WIDTH, height), layout="constrained")
+
+
+def show_image(axes: Axes, pixels: Tensor) -> None:
+    """Show an image (C, H, W), uint8 or floats in [0, 1], greyscale or colour, without axes."""
+    array = pixels.permute(1, 2, 0).numpy()
+    axes.imshow(np.repeat(array, 3, -1) if array.shape[-1] == 1 else array, interpolation="nearest")
+    axes.set_axis_off()
+
+
+def reference_line(axes: Axes, y: float, text: str) -> None:
+    """Draw a dotted horizontal line at `y` with a label at its right end."""
+    axes.axhline(y, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    axes.annotate(
+        text,
+        (1, y),
+        (0, 3),
+        textcoords="offset points",
+        xycoords=("axes fraction", "data"),
+        ha="right",
+        color=GREY,
+        fontsize=8,
+    )

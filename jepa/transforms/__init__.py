@@ -1,0 +1,1 @@
+"""Batched transforms of images on the device: crops, masks and saccades."""
