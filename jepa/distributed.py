@@ -33,7 +33,7 @@ __all__ = [
     "wrapped",
 ]
 
-TIMEOUT = timedelta(hours=2)  # the other processes wait while the first one indexes, possibly millions of, files
+TIMEOUT = timedelta(hours=2)  # the other processes wait while the first one indexes files, which may be millions
 
 # parameters of mallopt, from glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3

@@ -237,7 +237,7 @@ def catch_signals() -> Iterator[Callable[[], int]]:
 
 
 def run_training(arguments: TrainArguments) -> int:
-    """Train into a new run folder or resume a run, as `jepa train` was told; return the exit code."""
+    """Run `jepa train` with parsed arguments: train into a new run folder, or resume a run; return the exit code."""
     run = Run(arguments.path)
     if not (arguments.run.resume and run.exists):
         run.check_unused()

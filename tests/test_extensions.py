@@ -167,7 +167,7 @@ def test_two_crops_of_one_step_differ_and_its_loss_is_that_of_the_paper(tiny):
 
 
 def test_code_is_run_only_when_it_is_given(tmp_path, toy_source, capsys):
-    """A run of a user's file is opened with that file, and with another only if told."""
+    """A run of a user's file is opened with that file, and with a changed one only on request."""
     code, run = tmp_path / "method.py", tmp_path / "run"
     shutil.copy(EXTENSIONS / "autoencoder.py", code)
     flags = ("--data", toy_source, "--data.image-size", "16", "--data.channels", "3", "--backbone.size", "32x2x2")

@@ -99,6 +99,6 @@ def check_code_loaded(values: Any, config_path: Path) -> None:
             "with --code, or add --allow-changed-code"
         )
     raise InputError(
-        f"{config_path.parent} was trained with the code of {file}, which is not run without being asked to; give it "
-        f"with --code FILE (the run keeps a copy, {copy})"
+        f"{config_path.parent} was trained with the code of {file}, which is only run if you name it; give it with "
+        f"--code FILE (the run keeps a copy, {copy})"
     )
