@@ -5,7 +5,7 @@
     python benchmarks/choices.py saccade-cifar10 --data cifar10 --steps 800 --objective.inverse 0
 
 Takes the arguments of `jepa train` except --run, trains without online evaluations into a temporary folder, and prints
-the tables of `jepa evaluate`: fitted on up to 20,000 and scored on up to 5,000 (a fifth of small data sets) other
+the tables of `jepa evaluate`: fitted on up to 20,000 and scored on up to 5,000 (a fifth of small datasets) other
 training images. The encoder was trained on all of them, without labels.
 """
 

@@ -67,8 +67,8 @@ def draw_photo(rng: np.random.Generator) -> np.ndarray:
     """Draw an image of 3000 x 4000 pixels with the spectrum of photos, 1/f, correlated channels and noise."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(4000), np.fft.rfftfreq(3000), indexing="ij")) + 1 / 4000
     noise = np.fft.rfft2(rng.standard_normal((3, 4000, 3000), dtype=np.float32))
-    light, *colour = np.fft.irfft2(noise / frequency**1.25, s=(4000, 3000))
-    red, blue = (0.25 * channel / channel.std() for channel in colour)
+    light, *color = np.fft.irfft2(noise / frequency**1.25, s=(4000, 3000))
+    red, blue = (0.25 * channel / channel.std() for channel in color)
     light = light / light.std()
     image = 128 + 45 * np.stack([light + red, light, light + blue]) + rng.normal(0, 1.5, (3, *light.shape))
     return image.clip(0, 255).astype(np.uint8).transpose(1, 2, 0)

@@ -189,7 +189,7 @@ def energy_trace(arguments: argparse.Namespace) -> None:
             trunk.alpha.log.fill_(math.log(alpha))
             energy = torch.cat([trunk.energies(batch).total for batch in tokens], 1)
             falling = 100 * float((energy[1:] < energy[:-1]).all(0).double().mean())
-            share = f"{falling:.1f} % of {len(pixels)} images"
+            share = f"{falling:.1f}% of {len(pixels)} images"
             print(f"    T {num_steps:>2}, α {alpha:<6.3g} falls at every step for {share}")
             if falling < 100:
                 break

@@ -35,9 +35,9 @@ def planted(count: int, seed: int) -> Features:
     fixed, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -1.5, WIDTH)
     mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=fixed))[0]
-    centres = 0.15 * torch.randn(NUM_CLASSES, WIDTH, generator=fixed)
+    centers = 0.15 * torch.randn(NUM_CLASSES, WIDTH, generator=fixed)
     labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
-    x = (centres[labels] + torch.randn(count, WIDTH, generator=generator)) * scales @ mix
+    x = (centers[labels] + torch.randn(count, WIDTH, generator=generator)) * scales @ mix
     return Features(x, labels, torch.arange(count), f"planted {seed}")
 
 

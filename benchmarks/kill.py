@@ -59,7 +59,7 @@ def main() -> None:
             assert start(killed.path, arguments.steps, "--resume").wait() == 0
         one, other = whole.load()[0], killed.load()[0]
     same = one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
-    print(f"weights and optimiser state, {len(one)} tensors: {'bitwise equal' if same else 'DIFFERENT'}")
+    print(f"weights and optimizer state, {len(one)} tensors: {'bitwise equal' if same else 'DIFFERENT'}")
     sys.exit(not same)
 
 

@@ -84,7 +84,7 @@ def timing(batch_size: int = 256) -> str:
     sampler: MaskSampler = objective.masks  # type: ignore[assignment]
     sampling = median_ms(lambda: sampler.sample(Rng(0, 0, positions)), 50)
     share = 100 * sampling / step
-    return f"masks of a batch of {batch_size}: {sampling:.2f} ms, {share:.2f} % of a step of {step:.0f} ms"
+    return f"masks of a batch of {batch_size}: {sampling:.2f} ms, {share:.2f}% of a step of {step:.0f} ms"
 
 
 def main() -> None:

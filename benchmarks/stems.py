@@ -25,7 +25,7 @@ from jepa.runs import fresh_objective
 
 RIDGE_PENALTY = 10.0
 MAX_IMAGES = 10_000
-STEMS = ("conv", "patch-conv", "linear", "conv with the initialisation of PyTorch")
+STEMS = ("conv", "patch-conv", "linear", "conv with the initialization of PyTorch")
 
 
 @torch.no_grad()

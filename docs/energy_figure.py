@@ -10,7 +10,7 @@ import math
 import sys
 
 import torch
-from figures import BLUE, GREEN, GREY, ORANGE, RED, SKY, WIDTH, remove_spines, save
+from figures import BLUE, GRAY, GREEN, ORANGE, RED, SKY, WIDTH, remove_spines, save
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
@@ -44,7 +44,7 @@ def energies(trunk: EnergyTrunk, tokens: list[Tensor], num_steps: int, alpha: fl
 
 
 def draw_trace(axes: Axes, trace: Energies, num_steps: int) -> None:
-    """Draw the change of the energies since the start: means, and the middle 80 % of the total."""
+    """Draw the change of the energies since the start: means, and the middle 80% of the total."""
     steps = range(len(trace.total))
     for name, values, color in (
         ("total", trace.total, BLUE),
@@ -56,8 +56,8 @@ def draw_trace(axes: Axes, trace: Energies, num_steps: int) -> None:
         if name == "total":
             low, high = change.quantile(0.1, 1), change.quantile(0.9, 1)
             axes.fill_between(steps, low, high, color=color, alpha=0.15, linewidth=0)
-    axes.axvline(num_steps, color=GREY, linestyle=":", linewidth=1)
-    axes.text(num_steps + 0.15, axes.get_ylim()[1], "T", color=GREY, va="top")
+    axes.axvline(num_steps, color=GRAY, linestyle=":", linewidth=1)
+    axes.text(num_steps + 0.15, axes.get_ylim()[1], "T", color=GRAY, va="top")
     axes.set(xlabel="step", ylabel="change of energy, thousands")
     axes.legend(frameon=False)
     remove_spines(axes)
@@ -69,7 +69,7 @@ def draw_alphas(axes: Axes, trunk: EnergyTrunk, tokens: list[Tensor]) -> None:
         total = energies(trunk, tokens, NUM_STEPS, alpha).total
         falling = 100 * float((total[1:] < total[:-1]).all(0).double().mean())
         label = f"α = {alpha:g}" if alpha < 1000 else f"α = $10^{math.log10(alpha):.0f}$"
-        axes.plot(range(NUM_STEPS + 1), total.mean(1) / 1000, color=color, label=f"{label}: {falling:.0f} %")
+        axes.plot(range(NUM_STEPS + 1), total.mean(1) / 1000, color=color, label=f"{label}: {falling:.0f}%")
     axes.set(xlabel="step", ylabel="energy, thousands")
     axes.legend(frameon=False, title="images whose energy falls at every step")
     remove_spines(axes)

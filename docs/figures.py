@@ -33,13 +33,13 @@ FOLDER = Path(__file__).parent / "figures"
 WIDTH, DPI = 8.0, 175  # inches; 1400 pixels, so 10 pt are 14 pixels on a page that is 800 pixels wide
 
 BLUE, ORANGE, GREEN, RED, PINK, SKY = "#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9"  # Okabe-Ito
-INK, GREY, PALE, MASK = "#222222", "#6A6A6A", "#E4E4E4", "#9FDCC8"
+INK, GRAY, PALE, MASK = "#222222", "#6A6A6A", "#E4E4E4", "#9FDCC8"
 
 SIZE, GRID = 224, 14  # the photo in pixels and in tokens: patches of 16, as in the paper
 
 
 def save(figure: Figure, name: str) -> None:
-    """Write a figure as a PNG of at most 256 colours, which keeps the files small."""
+    """Write a figure as a PNG of at most 256 colors, which keeps the files small."""
     buffer = io.BytesIO()
     figure.savefig(buffer, dpi=DPI, facecolor="white")
     path = FOLDER / f"{name}.png"
@@ -51,7 +51,7 @@ def save(figure: Figure, name: str) -> None:
 
 
 def photo() -> Tensor:
-    """Return a photo (1, 3, SIZE, SIZE), floats in [0, 1]: the centre of scikit-image's cat (CC0, S. van der Walt)."""
+    """Return a photo (1, 3, SIZE, SIZE), floats in [0, 1]: the center of scikit-image's cat (CC0, S. van der Walt)."""
     import skimage  # pip install scikit-image
 
     pixels = np.array(Image.open(Path(skimage.data_dir) / "chelsea.png").convert("RGB"))
@@ -71,7 +71,7 @@ def token_map(indices: Tensor, valid: Tensor) -> Tensor:
 
 
 def show_photo(axes: Axes, image: Tensor, tokens: Tensor | None = None) -> None:
-    """Show a photo (1, 3, SIZE, SIZE) and its grid. Tokens that are False in `tokens` are grey."""
+    """Show a photo (1, 3, SIZE, SIZE) and its grid. Tokens that are False in `tokens` are gray."""
     pixels = image[0].permute(1, 2, 0)
     if tokens is not None:
         side = SIZE // GRID
@@ -117,9 +117,9 @@ def canvas(width: float, height: float) -> tuple[Figure, Axes]:
     return figure, axes
 
 
-def box(axes: Axes, centre: tuple[float, float], size: tuple[float, float], text: str, color: str) -> None:
+def box(axes: Axes, center: tuple[float, float], size: tuple[float, float], text: str, color: str) -> None:
     """Draw a rounded box with a label."""
-    (x, y), (width, height) = centre, size
+    (x, y), (width, height) = center, size
     corner = (x - width / 2 + 0.1, y - height / 2 + 0.1)
     style = "round,pad=0.1,rounding_size=0.15"
     inner = (width - 0.2, height - 0.2)
@@ -152,9 +152,9 @@ def draw_architecture(axes: Axes, left: float, kind: str, title: str, aim: str) 
     """Draw an architecture, 6.2 units wide, with the inputs at the bottom and the distance at the top."""
     x, y, middle = left + 1.5, left + 4.9, left + 3.2
     label(axes, middle, 10.9, title, size=11)
-    label(axes, middle, 10.2, aim, color=GREY)
+    label(axes, middle, 10.2, aim, color=GRAY)
     distance = "distance of pixels" if kind == "generative" else "distance of representations"
-    box(axes, (middle, 8.9), (5.8, 0.95), distance, GREY)
+    box(axes, (middle, 8.9), (5.8, 0.95), distance, GRAY)
     node(axes, x, 0.8, "$x$")
     node(axes, y, 0.8, "$y$")
     box(axes, (x, 3.0), (2.2, 1.1), "encoder", BLUE)
@@ -197,13 +197,13 @@ def inset(axes: Axes, x: float, y: float, side: float, below: str = "", above: s
 
 
 def show_tokens(axes: Axes, regions: Sequence[tuple[Tensor, str]]) -> None:
-    """Show tokens as coloured cells of the grid. Each region is a boolean map (GRID, GRID) and a colour."""
+    """Show tokens as colored cells of the grid. Each region is a boolean map (GRID, GRID) and a color."""
     axes.add_patch(Rectangle((0, 0), GRID, GRID, facecolor="#F4F4F4"))
     for tokens, color in regions:
         for row, column in tokens.nonzero().tolist():
             axes.add_patch(Rectangle((column, row), 1, 1, facecolor=color, edgecolor="white", lw=0.4))
     axes.set(xlim=(0, GRID), ylim=(GRID, 0), aspect="equal", xticks=[], yticks=[])
-    axes.spines[:].set(color=GREY, linewidth=0.8)
+    axes.spines[:].set(color=GRAY, linewidth=0.8)
 
 
 def draw_ijepa() -> None:
@@ -223,10 +223,10 @@ def draw_ijepa() -> None:
     show_tokens(inset(axes, tokens, top, side, "blue: context tokens\ngreen: mask tokens"), inputs)
     show_tokens(inset(axes, tokens, bottom, side, "all tokens"), [(torch.ones_like(target), ORANGE)])
     box(axes, (head, top), (2.5, 1.5), "predictor", GREEN)
-    box(axes, (head, bottom), (3.1, 1.5), "LayerNorm,\nselect target", GREY)
+    box(axes, (head, bottom), (3.1, 1.5), "LayerNorm,\nselect target", GRAY)
     show_tokens(inset(axes, result, top, side, above="predicted"), [(target, GREEN)])
     show_tokens(inset(axes, result, bottom, side, "target"), [(target, ORANGE)])
-    box(axes, (result, 5.0), (4.6, 1.1), "loss: distance,\nmean over the 4 targets", GREY)
+    box(axes, (result, 5.0), (4.6, 1.1), "loss: distance,\nmean over the 4 targets", GRAY)
     label(axes, head, top - 1.2, "once for each target", size=9)
 
     half = side / 2 + 0.08
@@ -251,7 +251,7 @@ def draw_ijepa() -> None:
 # A toy example of collapse
 
 
-REMEDIES = {  # title and colour
+REMEDIES = {  # title and color
     "none": ("no regularization", RED),
     "variance": ("variance and\ncovariance terms", BLUE),
     "teacher": ("EMA teacher and\nstop-gradient", GREEN),
@@ -347,7 +347,7 @@ def draw_collapse() -> None:
         loss.text(330, height, REMEDIES[remedy][0].replace("\n", " "), color=REMEDIES[remedy][1], fontsize=9)
 
     palette = np.array([BLUE, ORANGE, GREEN, RED, PINK, SKY])
-    colors = palette[(test_angle / (math.pi / 3)).long().numpy()]  # one colour for each sixth of the curve
+    colors = palette[(test_angle / (math.pi / 3)).long().numpy()]  # one color for each sixth of the curve
     for column, (remedy, run) in enumerate(runs.items()):
         axes = figure.add_subplot(grid[1, 2 * column : 2 * column + 2])
         axes.scatter(run.embeddings[:, 0].numpy(), run.embeddings[:, 1].numpy(), c=colors, s=4, linewidths=0)
@@ -357,7 +357,7 @@ def draw_collapse() -> None:
         axes.set_title(REMEDIES[remedy][0], fontsize=10, color=REMEDIES[remedy][1])
         remove_spines(axes)
         if remedy == "none":
-            style = {"arrowstyle": "-", "color": GREY, "lw": 0.8, "shrinkB": 4}
+            style = {"arrowstyle": "-", "color": GRAY, "lw": 0.8, "shrinkB": 4}
             point = tuple(run.embeddings.mean(0).tolist())
             axes.annotate("all 1000 points", point, (0, 1.1), ha="center", fontsize=9, color=INK, arrowprops=style)
     save(figure, "collapse")

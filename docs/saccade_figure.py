@@ -21,7 +21,7 @@ NUM_SAMPLES = 3
 
 
 def draw_outline(axes: Axes, pose: Pose, index: int, side: float, color: str) -> Tensor:
-    """Draw the outline of a view with a triangle at its top; return its centre in pixels of the photo."""
+    """Draw the outline of a view with a triangle at its top; return its center in pixels of the photo."""
     pose = Pose(*(part[index : index + 1].expand(len(CORNERS), *part.shape[1:]) for part in pose))
     points = pose(CORNERS) * side + SIZE / 2
     axes.plot(points[:, 0], points[:, 1], color=color, linewidth=2)

@@ -170,7 +170,7 @@ def data(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Count images and classes of a source, and inspect 2,000 images: sizes, colours, broken files, duplicates.
+        """Count images and classes of a source, and inspect 2,000 images: sizes, colors, broken files, duplicates.
 
         Args:
             source: What --data takes: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….

@@ -187,7 +187,7 @@ class GlobalBatchNorm(nn.Module):
         self.train(local.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (B, D, …) and apply the activation."""
+        """Normalize (B, D, …) and apply the activation."""
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean, var = self.update_statistics(x) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * torch.rsqrt(var + self.eps)

@@ -41,9 +41,9 @@ PROTOCOL = {
     "raw pixels": "resized to at most 32x32; fitted on at most 50,000 training images",
     "pooling": "tokens averaged",
     "last 4": "the last four layers, each averaged, concatenated",
-    "kNN": "k = 20, cosine similarity of centred features, weights exp(similarity / 0.07)",
-    "linear": "logistic regression on standardised features, L2 penalty chosen on held-out training images",
-    "10 % and 1 % labels": "the linear probe, fitted on this share of the images of each class",
+    "kNN": "k = 20, cosine similarity of centered features, weights exp(similarity / 0.07)",
+    "linear": "logistic regression on standardized features, L2 penalty chosen on held-out training images",
+    "10% and 1% labels": "the linear probe, fitted on this share of the images of each class",
     "dimension": "correlation dimension of at most 10,000 test images, with its error",
 }
 
@@ -242,7 +242,7 @@ def _left_out(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
         left_out.append(f"kNN and linear probes{also}, which need {reason}")
     elif "knn" not in trained:
         left_out.append(f"kNN, which needs {HEADLINE_K} images to fit on: there are {len(train.indices)}")
-    for share, key in (("10 %", "linear_10pc"), ("1 %", "linear_1pc")):
+    for share, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
         if "linear" in trained and key not in trained:
             left_out.append(f"the linear probe with {share} of the labels, which is less than one image of some class")
     if has_saccade_predictor(run.objective) and not run.saccade_retrieval:

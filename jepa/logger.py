@@ -109,7 +109,7 @@ class TrainingLogger:
         """Write the losses of a step, the learning rate and the speed since the last call."""
         elapsed = time.perf_counter() - self.logged_time
         speed, waited = (step - self.logged_step) * self.config.batch_size / elapsed, self.waited / elapsed
-        waiting = f", {100 * waited:.0f} % of the time waiting for data" if waited > MIN_SHOWN_WAIT else ""
+        waiting = f", {100 * waited:.0f}% of the time waiting for data" if waited > MIN_SHOWN_WAIT else ""
         self.bar.set_postfix_str(
             f"loss {losses['loss']:.4f}, {speed:.0f} img/s, feature std {losses.get('feature_std', math.nan):.4f}"
             f"{waiting}",

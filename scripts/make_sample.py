@@ -1,4 +1,4 @@
-"""Write the built-in sample, 10,000 + 2,000 images of Fashion-MNIST, from the Debian package of the data set.
+"""Write the built-in sample, 10,000 + 2,000 images of Fashion-MNIST, from the Debian package of the dataset.
 
     apt-get install dataset-fashion-mnist
     python scripts/make_sample.py
@@ -33,7 +33,7 @@ def read_idx(path: Path) -> np.ndarray:
 
 
 def encode(image: np.ndarray) -> bytes:
-    """Encode a grey image as lossless WebP."""
+    """Encode a gray image as lossless WebP."""
     buffer = io.BytesIO()
     Image.fromarray(image).convert("RGB").save(buffer, "WEBP", lossless=True, quality=100, method=6)
     return buffer.getvalue()

@@ -21,7 +21,7 @@ summaries = st.builds(
     height=sides,
     width=sides,
     one_aspect=st.booleans(),
-    grey=st.booleans(),
+    gray=st.booleans(),
     device=st.sampled_from(["cpu", "cuda", "mps"]),
     memory_gb=st.floats(4, 192),
 )
@@ -41,7 +41,7 @@ def test_every_summary_gives_a_config_that_fits(summary, given_size):
     assert config.batch_size & (config.batch_size - 1) == 0
     assert config.batch_size <= max(2, summary.count / 4)
     assert config.steps >= 500
-    assert config.data.channels == (1 if summary.grey else 3)
+    assert config.data.channels == (1 if summary.gray else 3)
     assert len({setting.flag for setting in settings}) == len(settings)
     assert all(setting.reason for setting in settings)
 
@@ -174,7 +174,7 @@ def test_automatic_configs_can_be_masked(device):
 @pytest.mark.parametrize("one_aspect", [False, True])
 @pytest.mark.parametrize("view", [None, (96, 128), (90, 90)])
 def test_settings_on_the_command_line_give_the_same_config(device, one_aspect, view, tmp_path):
-    summary = DataSummary(5000, 300, 400, one_aspect, grey=one_aspect, device=device)
+    summary = DataSummary(5000, 300, 400, one_aspect, gray=one_aspect, device=device)
     config, settings = auto_config("photos", summary, view)
     data = dataclasses.replace(config.data, image_size=32, canvas=None, channels=4 - config.data.channels)
     other = dataclasses.replace(
@@ -190,11 +190,11 @@ def test_settings_on_the_command_line_give_the_same_config(device, one_aspect, v
     assert parse_train_arguments(arguments, summarize=None).config == config
 
 
-def test_grey_images_have_one_channel_and_larger_sets_larger_models():
+def test_gray_images_have_one_channel_and_larger_sets_larger_models():
     def planned(count: int, **changes) -> Config:
         return auto_config("photos", DataSummary(count, 500, 500, device="cuda", memory_gb=80, **changes))[0]
 
-    assert planned(1000, grey=True).data.channels == 1
+    assert planned(1000, gray=True).data.channels == 1
     widths = [planned(count).backbone.dimensions[0] for count in (1000, 100_000, 10**6)]
     assert widths == sorted(set(widths))
     steps = [planned(count).steps for count in (10**5, 10**6, 10**7)]

@@ -75,10 +75,10 @@ def test_the_supervised_config_has_the_network_of_the_run(tiny):
 
 def test_kmeans_finds_planted_clusters():
     generator = torch.Generator().manual_seed(0)
-    centres = 20 * torch.eye(4)
-    x = centres.repeat(50, 1) + torch.randn(200, 4, generator=generator)
+    centers = 20 * torch.eye(4)
+    x = centers.repeat(50, 1) + torch.randn(200, 4, generator=generator)
     centroids = kmeans(x, 12, generator)
-    assert float(torch.cdist(centres, centroids).min(1).values.max()) < 1.5
+    assert float(torch.cdist(centers, centroids).min(1).values.max()) < 1.5
 
 
 def test_patch_features_are_nonnegative_and_sparse(tiny, tmp_path):

@@ -37,8 +37,8 @@ def test_random_crops_have_the_given_areas_and_aspect_ratios():
     aspect = (width * 48 / (height * 64))[fits]
     assert aspect.min() > 0.72
     assert aspect.max() < 1.38
-    centre = views.mean((2, 3))
-    assert (centre.mean(0) - 0.5).abs().max() < 0.01  # no side of the image is preferred
+    center = views.mean((2, 3))
+    assert (center.mean(0) - 0.5).abs().max() < 0.01  # no side of the image is preferred
 
 
 def test_half_of_the_images_are_flipped_horizontally():
@@ -53,8 +53,8 @@ def test_half_of_the_images_are_flipped_horizontally():
 def test_full_and_centre_do_not_resample_images_of_the_size():
     images = torch.randint(0, 256, (4, 3, 20, 16), dtype=torch.uint8)
     assert torch.equal(crop(images, CropConfig(kind="full"), (20, 16), rng(4)), images / 255)
-    centre = crop(images, CropConfig(kind="centre"), (16, 16), rng(4))
-    assert torch.equal(centre, images[:, :, 2:18] / 255)
+    center = crop(images, CropConfig(kind="centre"), (16, 16), rng(4))
+    assert torch.equal(center, images[:, :, 2:18] / 255)
 
 
 def test_resize_crops_the_centre_to_the_aspect_ratio():
@@ -165,9 +165,9 @@ def first_boxes(config: CropConfig, size: tuple[int, int], rng: Rng) -> tuple[li
     return boxes[:, 0].tolist(), flipped[:, 0]
 
 
-def noise_in_a_corner(count: int, size: int, colour: int, seed: int = 0) -> torch.Tensor:
-    """Return images of one colour with noise of other levels in the lower right quarter."""
-    images = torch.full((count, 3, size, size), colour, dtype=torch.uint8)
+def noise_in_a_corner(count: int, size: int, color: int, seed: int = 0) -> torch.Tensor:
+    """Return images of one color with noise of other levels in the lower right quarter."""
+    images = torch.full((count, 3, size, size), color, dtype=torch.uint8)
     images[..., size // 2 :, size // 2 :] = noise(count, (size // 2, size // 2), 90, 160, seed)
     return images
 

@@ -303,7 +303,7 @@ def test_energy_and_attention_of_images(self_interaction):
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
-def test_layers_are_the_normalised_steps_at_other_image_sizes(positions):
+def test_layers_are_the_normalized_steps_at_other_image_sizes(positions):
     model = backbone(positions=positions)
     images = torch.randn(2, 3, 16, 24)
     tokens = model(images, layers=(0, -1))

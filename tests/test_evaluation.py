@@ -85,7 +85,7 @@ def test_images_in_both_train_and_test_are_refused():
 
 def test_missing_labels_and_too_few_images_are_errors():
     train, test = planted(30, 4, 2, 8.0, 0), planted(10, 4, 2, 8.0, 1)
-    with pytest.raises(InputError, match="50 neighbours but 30 training images"):
+    with pytest.raises(InputError, match="50 neighbors but 30 training images"):
         knn(train, test, (50,))
     with pytest.raises(InputError, match="no labels"):
         knn(replace(train, labels=None), test)
@@ -150,9 +150,9 @@ def test_the_score_table_has_a_row_for_every_encoder():
 
 def test_invalid_arguments_are_errors():
     train, test = planted(100, 8, 3, 2.0, 0), planted(50, 8, 3, 2.0, 1)
-    for neighbours in ((0,), ()):
+    for neighbors in ((0,), ()):
         with pytest.raises(InputError, match="numbers above 0"):
-            knn(train, test, neighbours)
+            knn(train, test, neighbors)
     with pytest.raises(InputError, match="widths 8 and 7"):
         knn(train, replace(test, x=test.x[:, :7]))
     with pytest.raises(InputError, match="last four layers"):

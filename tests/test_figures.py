@@ -135,7 +135,7 @@ def test_the_verdict_compares_with_the_untrained_encoder(knn, linear, summary):
     assert pixels_are_better == (knn < 45)
     assert "With 300 test images, differences of a few points may be due to chance" in verdict(result)
     result["untrained"] = {"knn": 97.0, "linear": 99.0}
-    assert "already scores above 95 %" in verdict(result)
+    assert "already scores above 95%" in verdict(result)
 
 
 def test_vicreg_has_fixations_without_errors(tiny, tmp_path):
@@ -198,8 +198,8 @@ def test_umap_separates_classes_and_is_deterministic():
     projection = project(features)
     assert projection.method == "UMAP"
     assert torch.equal(projection.points, project(features).points)
-    centres = torch.stack([projection.points[labels == label].mean(0) for label in range(3)])
-    assert bool((torch.cdist(projection.points, centres).argmin(1) == labels).all())
+    centers = torch.stack([projection.points[labels == label].mean(0) for label in range(3)])
+    assert bool((torch.cdist(projection.points, centers).argmin(1) == labels).all())
 
 
 def test_pca_is_used_without_umap(monkeypatch):

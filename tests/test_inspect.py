@@ -31,8 +31,8 @@ def training_index(source: Path) -> SplitIndex:
     return open_source(str(source)).open("train")
 
 
-def plain(colour: int, width: int = 20, height: int = 20) -> Image.Image:
-    return Image.new("RGB", (width, height), (colour, 255 - colour, colour // 2))
+def plain(color: int, width: int = 20, height: int = 20) -> Image.Image:
+    return Image.new("RGB", (width, height), (color, 255 - color, color // 2))
 
 
 @pytest.fixture(scope="module")
@@ -92,19 +92,19 @@ def test_sizes_follow_the_exif_orientation(tmp_path, kind):
     assert result.share_of_median_aspect == 0.5
 
 
-def test_images_with_equal_channels_are_grey(result):
-    grey = {result.files.name(image.index): image.grey for image in result.readable}
-    assert all(grey[name] for name in ("grey.jpg", "bits.png", "sixteen.png", "floats.tif", "grey-alpha.png"))
-    assert not any(grey[name] for name in ("plain.jpg", "palette.png", "alpha.png", "cmyk.jpg", "pixel.png"))
-    assert not result.grey
+def test_images_with_equal_channels_are_gray(result):
+    gray = {result.files.name(image.index): image.gray for image in result.readable}
+    assert all(gray[name] for name in ("gray.jpg", "bits.png", "sixteen.png", "floats.tif", "gray-alpha.png"))
+    assert not any(gray[name] for name in ("plain.jpg", "palette.png", "alpha.png", "cmyk.jpg", "pixel.png"))
+    assert not result.gray
     pixels = np.asarray(photo().convert("L"))[..., None].repeat(3, 2)
     noisy = (pixels // 2 + np.random.default_rng(0).integers(0, 4, pixels.shape)).astype(np.uint8)
     tinted = (pixels // 2 + np.array([0, 0, 20])).astype(np.uint8)
     images = [Image.fromarray(each) for each in (pixels, noisy, tinted)]
     mixed = inspect_images(index_of(images), None)
-    assert [image.grey for image in mixed.images] == [True, True, False]
-    assert not mixed.grey
-    assert inspect_images(index_of(images[:2]), None).grey
+    assert [image.gray for image in mixed.images] == [True, True, False]
+    assert not mixed.gray
+    assert inspect_images(index_of(images[:2]), None).gray
 
 
 def test_duplicates_have_the_same_content_under_any_name(tmp_path):
@@ -153,22 +153,22 @@ def cell(sheet: Image.Image, number: int, caption: int, columns: int = 8) -> np.
 
 @pytest.mark.parametrize("classes", [(), ("black", "white")])
 def test_every_image_has_its_place_on_the_contact_sheet(classes):
-    colours = list(range(0, 250, 20))
-    labels = [number % 2 for number in range(len(colours))] if classes else None
-    index = index_of([plain(colour) for colour in colours], labels, classes)
+    colors = list(range(0, 250, 20))
+    labels = [number % 2 for number in range(len(colors))] if classes else None
+    index = index_of([plain(color) for color in colors], labels, classes)
     sheet = contact_sheet(index, inspect_images(index, None).sizes)
     caption = CAPTION if classes else 0
     assert sheet.size == (8 * (CELL + GAP) + GAP, 2 * (CELL + caption + GAP) + GAP)
-    for number, colour in enumerate(colours):
+    for number, color in enumerate(colors):
         pixels = cell(sheet, number, caption)
-        assert (pixels[10 : CELL - 10, 10:-10] == (colour, 255 - colour, colour // 2)).all()
+        assert (pixels[10 : CELL - 10, 10:-10] == (color, 255 - color, color // 2)).all()
         assert (pixels[CELL + 2 :].min(initial=255) < 100) == bool(classes)
-    for number in range(len(colours), 16):
+    for number in range(len(colors), 16):
         assert (cell(sheet, number, caption) == 255).all()
 
 
 def test_a_contact_sheet_has_at_most_64_evenly_spaced_images():
-    index = index_of([plain(colour) for colour in range(200)])
+    index = index_of([plain(color) for color in range(200)])
     sheet = contact_sheet(index, inspect_images(index, None).sizes)
     assert sheet.height == 8 * (CELL + GAP) + GAP
     shown = [int(cell(sheet, number, 0)[70, 70, 0]) for number in range(64)]
@@ -223,7 +223,7 @@ def test_a_source_is_described(pets, tmp_path):
     for part in (
         "train: all images inspected",
         "sizes all 30x20 pixels",
-        "colours RGB 9",
+        "colors RGB 9",
         "formats PNG 9",
         "broken 1: train/dog/torn.jpg: ",
         "duplicates 1: train/cat/0.png = train/dog/copy.png",
@@ -298,7 +298,7 @@ def test_a_source_without_a_training_split_is_described_but_has_no_summary(tmp_p
 def test_a_summary_has_the_properties_of_the_images(pets, toy_source, zoo):
     summary, line = summarize_source(str(pets), "cpu")
     assert (summary.count, summary.height, summary.width, summary.one_aspect) == (8, 20, 30, True)
-    assert (summary.grey, summary.device) == (False, "cpu")
+    assert (summary.gray, summary.device) == (False, "cpu")
     assert line.startswith("8 images, 2 classes, median size 30x20 pixels, ")
     summary, _ = summarize_source(toy_source, "cpu")
     assert (summary.count, summary.height, summary.width) == (80, 16, 16)
@@ -331,7 +331,7 @@ def test_jepa_data_of_the_sample(capsys, tmp_path, monkeypatch):
     assert "test 2,000 images, " in words
     assert "10 classes: " in words
     assert "train: 20 of 10,000 images inspected, evenly spaced" in words
-    assert "sizes all 28x28 pixels colours RGB 20 formats WEBP 20" in words
+    assert "sizes all 28x28 pixels colors RGB 20 formats WEBP 20" in words
 
 
 def test_jepa_data_without_images_is_an_error_in_one_sentence(capsys, tmp_path, monkeypatch):

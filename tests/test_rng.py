@@ -28,11 +28,11 @@ def test_draws_are_uniform_and_uncorrelated():
     assert u.max() < 1
     counts = torch.histc(u, 50, 0, 1)
     chi_squared = float(((counts - u.numel() / 50) ** 2 / (u.numel() / 50)).sum())
-    assert chi_squared < 86  # 99.9 % of a chi-squared distribution with 49 degrees of freedom
+    assert chi_squared < 86  # 99.9% of a chi-squared distribution with 49 degrees of freedom
     correlation = torch.corrcoef(u.T) - torch.eye(10)
     assert correlation.abs().max() < 0.03
-    neighbours = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
-    assert abs(float(neighbours)) < 0.01
+    neighbors = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
+    assert abs(float(neighbors)) < 0.01
 
 
 def test_a_purpose_is_drawn_once():

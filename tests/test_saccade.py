@@ -61,8 +61,8 @@ def test_every_term_equals_its_definition(tiny):
         return torch.where(error < 1, error.square() / 2, error - 0.5).mean()
 
     predicted = predict(context, inputs.saccade)
-    centred = context - context.mean(0)
-    covariance = centred.T @ centred / 7
+    centered = context - context.mean(0)
+    covariance = centered.T @ centered / 7
     std = (covariance.diagonal() + 1e-4).sqrt()
     expected = {
         "prediction": huber(predicted, target),
@@ -228,8 +228,8 @@ def test_the_saccade_maps_the_context_view_to_the_target_view(tiny, objective, c
     for point, (row, column) in zip(points, ((3.5, 3.5), (9.5, 11.5)), strict=True):
         mapped = inputs.saccade(point.expand(8, 2))  # the same in sides of the context view
         right, down = context[:, 8, 9] - context[:, 8, 8], context[:, 9, 8] - context[:, 8, 8]
-        centre = (context[:, 7, 7] + context[:, 8, 8]) / 2
-        position = centre + 16 * (mapped[:, :1] * right + mapped[:, 1:] * down)
+        center = (context[:, 7, 7] + context[:, 8, 8]) / 2
+        position = center + 16 * (mapped[:, :1] * right + mapped[:, 1:] * down)
         low, high = target[:, int(row), int(column)], target[:, int(row) + 1, int(column) + 1]
         assert torch.allclose(position, (low + high) / 2, atol=0.02)
 

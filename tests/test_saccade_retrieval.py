@@ -9,7 +9,7 @@ from torch import nn
 import jepa
 from jepa.config import ConvNetConfig, FixationConfig, SaccadeConfig, VICRegConfig
 from jepa.evaluate import evaluate
-from jepa.evaluation.saccade_retrieval import Embeddings, embed_fixations, rank, summarise
+from jepa.evaluation.saccade_retrieval import Embeddings, embed_fixations, rank, summarize
 from jepa.report.text import as_text, saccade_retrieval_table
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
@@ -29,7 +29,7 @@ def test_rank_by_hand():
 
 def test_a_perfect_predictor_retrieves_every_view_and_none_with_a_wrong_saccade():
     after = torch.randn(32, 32, 8, generator=torch.Generator().manual_seed(0))
-    scores = summarise([embeddings(after, after)])
+    scores = summarize([embeddings(after, after)])
     assert scores["same image"] == {"top1": 100.0, "mrr": 1.0}
     assert scores["across"] == {"top1": 100.0, "mrr": 1.0}
     assert scores["shuffled"]["top1"] == 0.0
@@ -38,7 +38,7 @@ def test_a_perfect_predictor_retrieves_every_view_and_none_with_a_wrong_saccade(
 
 
 def test_collapsed_embeddings_retrieve_nothing():
-    scores = summarise([embeddings(torch.ones(32, 32, 8), torch.ones(32, 32, 8))])
+    scores = summarize([embeddings(torch.ones(32, 32, 8), torch.ones(32, 32, 8))])
     for name in ("same image", "shuffled", "across"):
         assert scores[name] == {"top1": 0.0, "mrr": 0.0312}
     assert all(math.isfinite(error) for errors in scores["errors"].values() for error in errors)
@@ -86,7 +86,7 @@ def test_a_predictor_that_knows_the_geometry_retrieves_every_view(tiny, mistake)
     oracle.context = oracle.target = objective.context
     y, x = torch.meshgrid(4 * torch.arange(40), 4 * torch.arange(60), indexing="ij")
     images = torch.stack([torch.stack([x, y, torch.full_like(x, 7 * i)]) for i in range(32)]).to(torch.uint8)
-    scores = summarise([embed_fixations(oracle, images, Rng(0, 0, torch.arange(32)))])
+    scores = summarize([embed_fixations(oracle, images, Rng(0, 0, torch.arange(32)))])
     if mistake:
         assert scores["same image"]["top1"] < 20
     else:
@@ -99,7 +99,7 @@ def test_knowing_only_the_image_is_at_chance_within_it():
     torch.manual_seed(0)
     image = torch.randn(32, 1, 8)
     after = image + 0.1 * torch.randn(32, 32, 8)
-    scores = summarise([embeddings(image.expand(-1, 32, -1), after)])
+    scores = summarize([embeddings(image.expand(-1, 32, -1), after)])
     assert scores["same image"]["top1"] == pytest.approx(100 / 32, abs=1)
     assert scores["across"]["top1"] > 95
 

@@ -83,7 +83,7 @@ def test_views_lie_within_the_image(shapes, view_fraction, rotation, zoom, step)
             continue
         geometry, before, after = sample_fixations(config, canvas, size, 64, step)
         for pose in (before, after):
-            assert geometry.sampling_grid(pose).abs().amax() < 1  # the centres of the pixels
+            assert geometry.sampling_grid(pose).abs().amax() < 1  # the centers of the pixels
             assert 1 / zoom - 1e-6 <= pose.zoom.amin()
             assert pose.zoom.amax() <= 1 + 1e-6
         assert (after.shift - before.shift).abs().max() <= shift + 1e-6

@@ -1,4 +1,4 @@
-"""The Vision Transformer: architecture, positions, masks, stems and initialisation."""
+"""The Vision Transformer: architecture, positions, masks, stems and initialization."""
 
 import pytest
 import torch

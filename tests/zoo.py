@@ -12,7 +12,7 @@ BROKEN = {"truncated.jpg", "empty.png", "text.jpg", "bomb.png", "garbled.webp", 
 
 
 def photo(width: int = 48, height: int = 40, seed: int = 0) -> Image.Image:
-    """Draw a smooth colour image that is brighter on the left."""
+    """Draw a smooth color image that is brighter on the left."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 200, (5, 6, 3), dtype=np.uint8)).resize((width, height), Image.BICUBIC)
     pixels = np.asarray(small).astype(int)
@@ -56,22 +56,22 @@ def _write_images(folder: Path) -> None:
     save("plain.webp", image)
     save("plain.bmp", image)
     save("plain.tif", image, compression="tiff_lzw")
-    save("grey.jpg", image.convert("L"))
+    save("gray.jpg", image.convert("L"))
     save("bits.png", image.convert("1"))
     save("palette.png", image.quantize(32))
     save("palette.gif", image.quantize(32))
     transparent = image.convert("RGBA")
     transparent.putalpha(Image.linear_gradient("L").resize(image.size))
     save("alpha.png", transparent)
-    save("grey-alpha.png", transparent.convert("LA"))
+    save("gray-alpha.png", transparent.convert("LA"))
     save("palette-alpha.png", image.quantize(16), transparency=0)
     save("cmyk.jpg", image.convert("CMYK"))
     save("cmyk.tif", image.convert("CMYK"))
-    grey = np.asarray(image.convert("L")).astype(np.uint16)
-    save("sixteen.png", Image.fromarray(grey * 257))
-    save("twelve.tif", Image.fromarray(grey * 16))
-    save("floats.tif", Image.fromarray((grey / 255).astype(np.float32)))
-    save("wild-floats.tif", Image.fromarray(np.where(grey > 250, np.nan, grey * 3.0 - 100).astype(np.float32)))
+    gray = np.asarray(image.convert("L")).astype(np.uint16)
+    save("sixteen.png", Image.fromarray(gray * 257))
+    save("twelve.tif", Image.fromarray(gray * 16))
+    save("floats.tif", Image.fromarray((gray / 255).astype(np.float32)))
+    save("wild-floats.tif", Image.fromarray(np.where(gray > 250, np.nan, gray * 3.0 - 100).astype(np.float32)))
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was turned: rotate clockwise by 90 degrees
     save("turned.jpg", image, exif=exif)

@@ -39,7 +39,7 @@ class Trunk(nn.Module):
         raise NotImplementedError
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the normalised output (B, N, D) of every layer; the last one is the output of `forward`."""
+        """Return the normalized output (B, N, D) of every layer; the last one is the output of `forward`."""
         raise NotImplementedError
 
     def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Encode normalised images (B, C, H, W).
+        """Encode normalized images (B, C, H, W).
 
         `keep` (B, K) are indices of tokens: only these enter the network. `valid` (B, K) is False for those that are
         padding. `layers` are the layers whose outputs are returned as well.
@@ -104,7 +104,7 @@ class Encoder(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Normalise and encode images (B, C, H, W), floats in [0, 1]; see `Backbone.forward`.
+        """Normalize and encode images (B, C, H, W), floats in [0, 1]; see `Backbone.forward`.
 
         The sides of the images must be multiples of the stride.
         """
@@ -117,7 +117,7 @@ class Encoder(nn.Module):
         return self.mean.device
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalise images (B, C, H, W), uint8 or floats in [0, 1], to the input of the backbone."""
+        """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], to the input of the backbone."""
         return (resize(images, self.size) - self.mean) / self.std
 
     def embed(self, images: Tensor) -> Tensor:

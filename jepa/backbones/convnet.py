@@ -65,7 +65,7 @@ class ConvNet(Backbone):
             last = self.model.forward_features(images)
             return Tokens(as_tokens(last), tuple(last.shape[-2:]))
         last, maps = self.model.forward_intermediates(images)
-        maps[-1] = last  # some models normalise the last map once more
+        maps[-1] = last  # some models normalize the last map once more
         return Tokens(as_tokens(last), tuple(last.shape[-2:]), None, [as_tokens(maps[layer]) for layer in layers])
 
     def returns_feature_maps(self, channels: int, image_size: tuple[int, int]) -> bool:

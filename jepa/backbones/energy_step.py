@@ -127,8 +127,8 @@ def plain_step(
 class LeanStep(torch.autograd.Function):
     """The step with a backward pass that saves x, Q, K and the activations of the memories, and recomputes the rest.
 
-    These are 7·N·D numbers a step (with 4 memories per dimension), and none of size N². The recomputation costs 2 % of
-    the FLOPs at 64 tokens of width 256, and 5 % at 196 tokens.
+    These are 7·N·D numbers a step (with 4 memories per dimension), and none of size N². The recomputation costs 2% of
+    the FLOPs at 64 tokens of width 256, and 5% at 196 tokens.
     """
 
     @staticmethod

@@ -70,7 +70,7 @@ class EnergyLayerNorm(nn.Module):
         self.delta = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalise (…, D)."""
+        """Normalize (…, D)."""
         return F.layer_norm(x, self.delta.shape, self.expanded_gamma(), self.delta, EPS)
 
     def expanded_gamma(self) -> Tensor:
@@ -156,12 +156,12 @@ class EnergyTrunk(Trunk):
         self.options = StepOptions(num_heads, self.memory.softmax)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to normalised tokens. Tokens that are not `valid` (B, N) are not part of the energy."""
+        """Map tokens (B, N, D) to normalized tokens. Tokens that are not `valid` (B, N) are not part of the energy."""
         *_, last = self.descend(x, self.build_mask(x, valid))
         return self.norm(last)  # type: ignore[no-any-return]
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the normalised tokens (B, N, D) after every step."""
+        """Return the normalized tokens (B, N, D) after every step."""
         _, *states = self.descend(x, self.build_mask(x, valid))
         return [self.norm(x) for x in states]
 
@@ -189,11 +189,11 @@ class EnergyTrunk(Trunk):
         return StepWeights(*(weight.to(compute_dtype(x)) for weight in weights))
 
     def gradient(self, g: Tensor, mask: EnergyMask) -> Tensor:
-        """Return ∂E/∂g (B, N, D) at normalised tokens g, 0 for tokens that are not valid."""
+        """Return ∂E/∂g (B, N, D) at normalized tokens g, 0 for tokens that are not valid."""
         return energy_gradient(g, self.step_weights(g), mask, self.options)[0]
 
     def energy(self, g: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
-        """Return the attention and the Hopfield energy, (B,) each, at normalised tokens g (B, N, D)."""
+        """Return the attention and the Hopfield energy, (B,) each, at normalized tokens g (B, N, D)."""
         hopfield = self.memory.energy(g)  # (B, N)
         if mask.valid is not None:
             hopfield = hopfield * mask.valid[..., 0]
@@ -268,5 +268,5 @@ class EnergyTransformer(PatchBackbone):
         return rearrange(resized, "1 d h w -> (h w) d")
 
     def energy(self, images: Tensor) -> Energies:
-        """Return the energies (T + 1, B) of normalised images (B, C, H, W) before every step and after the last."""
+        """Return the energies (T + 1, B) of normalized images (B, C, H, W) before every step and after the last."""
         return self.trunk.energies(self.embed_patches(images)[0])

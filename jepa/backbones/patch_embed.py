@@ -51,7 +51,7 @@ class PatchBackbone(Backbone):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Encode normalised images (B, C, H, W); see `Backbone.forward`.
+        """Encode normalized images (B, C, H, W); see `Backbone.forward`.
 
         Raises `InputError` if the sides of the images are not multiples of the patch size.
         """
@@ -64,7 +64,7 @@ class PatchBackbone(Backbone):
         return Tokens(outputs[-1], grid, valid, [outputs[layer] for layer in layers])
 
     def attention(self, images: Tensor) -> Tensor:
-        """Return the attention weights of normalised images, (L, B, H, N, N), query by key."""
+        """Return the attention weights of normalized images, (L, B, H, N, N), query by key."""
         return self.trunk.attentions(self.embed_patches(images)[0])
 
     def embed_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:

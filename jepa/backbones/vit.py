@@ -1,6 +1,6 @@
 """The Vision Transformer of I-JEPA: fixed sin-cos positions, no class token, pre-norm blocks.
 
-The blocks are those of timm; this module adds the initialisation and the mask of padded tokens.
+The blocks are those of timm; this module adds the initialization and the mask of padded tokens.
 
 Shapes: B images, N tokens, D width, L layers, H heads.
 """
@@ -41,7 +41,7 @@ class ViTTrunk(Trunk):
                 block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to normalised tokens; tokens that are not `valid` (B, N) are never attended to."""
+        """Map tokens (B, N, D) to normalized tokens; tokens that are not `valid` (B, N) are never attended to."""
         mask = self._prepare(x, valid)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
@@ -101,7 +101,7 @@ def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> T
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialise linear layers as the I-JEPA code does: truncated normal with std 0.02, zero bias."""
+    """Initialize linear layers as the I-JEPA code does: truncated normal with std 0.02, zero bias."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

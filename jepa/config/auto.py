@@ -31,8 +31,8 @@ class DataSummary:
     """Height and width in pixels of the image whose shorter side is the median."""
     one_aspect: bool = False
     """Whether nearly all images have the aspect ratio of that image."""
-    grey: bool = False
-    """Whether all images are greyscale."""
+    gray: bool = False
+    """Whether all images are grayscale."""
     device: str = "cpu"
     memory_gb: float = 16.0
     """Memory of the device, in gigabytes."""
@@ -72,7 +72,7 @@ def auto_config(
         batch_size=batch,
         save_every=max(100, min(1000, steps // 10)),
         eval_every=max(100, steps // 4),
-        data=DataConfig(source=source, image_size=view, canvas=canvas, channels=1 if summary.grey else 3),
+        data=DataConfig(source=source, image_size=view, canvas=canvas, channels=1 if summary.gray else 3),
         backbone=ViTConfig(size=size, patch=patch, stem="conv" if is_power_of_two(patch) else "linear"),
         objective=IJepaConfig(
             predictor=predictor,
@@ -92,7 +92,7 @@ def auto_config(
         (
             "--data.channels",
             config.data.channels,
-            "all images are greyscale" if summary.grey else "some images are in colour",
+            "all images are grayscale" if summary.gray else "some images are in color",
         ),
         ("--backbone.patch", patch, f"{height // patch}x{width // patch} tokens"),
         ("--backbone.size", size, why_model),
@@ -141,7 +141,7 @@ def _canvas(summary: DataSummary, height: int, width: int) -> tuple[int | tuple[
     down, across = max(height, int(needed[0] * fitting)), max(width, int(needed[1] * fitting))
     enough = f"crops of {MIN_CROP_AREA:.0%} of it are not upsampled" if fitting == 1 else "no larger than the images"
     if height != width:
-        return (down, across), f"the centre; {enough}"
+        return (down, across), f"the center; {enough}"
     if (
         summary.one_aspect
         and 1 < max(summary.height, summary.width) / min(summary.height, summary.width) <= MAX_CANVAS_ASPECT
@@ -149,7 +149,7 @@ def _canvas(summary: DataSummary, height: int, width: int) -> tuple[int | tuple[
         factor = down / min(summary.height, summary.width)
         shape = (max(down, round(summary.height * factor)), max(across, round(summary.width * factor)))
         return shape, f"nearly all images have this aspect ratio; {enough}"
-    return down, f"the centre square; {enough}"
+    return down, f"the center square; {enough}"
 
 
 def _model(count: int, on_gpu: bool) -> tuple[str, str, str]:

@@ -140,7 +140,7 @@ class EnergyConfig(BackboneConfig):
     noise: float = 0.0
     """Standard deviation of Gaussian noise that is added to the tokens after each step of the descent, in training."""
     init: Literal["scaled", "paper"] = "scaled"
-    """Initialisation: standard deviation 1 / sqrt(DIM), or the paper's, which suits a width of 768 and long runs."""
+    """Initialization: standard deviation 1 / sqrt(DIM), or the paper's, which suits a width of 768 and long runs."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)

@@ -12,7 +12,7 @@ __all__ = ["DataConfig"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, and the size and normalisation in which the encoder receives them."""
+    """The images, and the size and normalization in which the encoder receives them."""
 
     source: str = "sample"
     """Data source, --data for short: 'sample', a folder of images, a table of paths, parquet files, hf:OWNER/NAME,
@@ -20,10 +20,10 @@ class DataConfig:
     image_size: int | tuple[int, int] = 32
     """Size of the encoder's input in pixels: the side of a square, or height and width."""
     canvas: int | tuple[int, int] | None = None
-    """Crop the centre of each image to this size when decoding: the side of a square, or height and width. Required if
+    """Crop the center of each image to this size when decoding: the side of a square, or height and width. Required if
     the images differ in size."""
     channels: Literal[1, 3] = 3
-    """Greyscale (1) or RGB (3)."""
+    """Grayscale (1) or RGB (3)."""
     mean: tuple[float, ...] | None = None
     """Mean of each channel for pixels between 0 and 1; by default it is measured on the training images."""
     std: tuple[float, ...] | None = None

@@ -37,7 +37,7 @@ TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "svhn": ("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
     "svhn-extra": ("SVHN", {"train": {"split": "extra"}, "test": {"split": "test"}}),
 }
-"""Data sets of torchvision by name: the class, and its arguments for each split."""
+"""Datasets of torchvision by name: the class, and its arguments for each split."""
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class SampleSource(SourceConfig):
 
 @dataclass(frozen=True)
 class HuggingFaceSource(SourceConfig):
-    """A data set of the Hugging Face hub, loaded by the package `datasets`."""
+    """A dataset of the Hugging Face hub, loaded by the package `datasets`."""
 
     kind: ClassVar[str] = "hf"
     usage: ClassVar[str] = "hf:OWNER/NAME"
@@ -122,10 +122,10 @@ class ParquetSource(SourceConfig):
 
 @dataclass(frozen=True)
 class TorchvisionSource(SourceConfig):
-    """A data set of torchvision, looked for in and downloaded to the folder `data`."""
+    """A dataset of torchvision, looked for in and downloaded to the folder `data`."""
 
     kind: ClassVar[str] = "torchvision"
-    usage: ClassVar[str] = "the name of a torchvision data set (cifar10, imagenette, flowers102, …)"
+    usage: ClassVar[str] = "the name of a torchvision dataset (cifar10, imagenette, flowers102, …)"
 
     name: str
 

@@ -24,7 +24,7 @@ class CropConfig:
     flip: bool = False
     """Flip half of the images horizontally."""
     min_content: float = 0.0
-    """Draw a random crop again, up to 8 times, until this share of it is not a flat colour."""
+    """Draw a random crop again, up to 8 times, until this share of it is not a flat color."""
 
     def __post_init__(self) -> None:
         low, high = self.scale

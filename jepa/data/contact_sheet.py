@@ -12,7 +12,7 @@ __all__ = ["contact_sheet"]
 
 COLUMNS = 8  # the sheet has at most as many rows
 CELL, GAP, CAPTION = 144, 8, 16  # in pixels: side of an image, space between images, height of a class name
-BORDER_COLOUR = "#cccccc"
+BORDER_COLOR = "#cccccc"
 
 
 def contact_sheet(index: SplitIndex, sizes: dict[int, tuple[int, int]]) -> Image.Image:
@@ -31,7 +31,7 @@ def contact_sheet(index: SplitIndex, sizes: dict[int, tuple[int, int]]) -> Image
         top = GAP + number // COLUMNS * (CELL + caption + GAP)
         width, height = (max(1, round(length * CELL / max(size))) for length in size)
         pixels: np.ndarray = decode(index.files.read(image), 3, (height, width))
-        picture = ImageOps.expand(Image.fromarray(pixels.transpose(1, 2, 0)), 1, BORDER_COLOUR)
+        picture = ImageOps.expand(Image.fromarray(pixels.transpose(1, 2, 0)), 1, BORDER_COLOR)
         sheet.paste(picture, (left + (CELL - width) // 2, top + (CELL - height) // 2))
         if index.labels is not None:
             text = _shorten(draw, index.classes[int(index.labels[image])])

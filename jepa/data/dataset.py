@@ -45,7 +45,7 @@ def cores() -> int:
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """The decoded images at some indices of a data set."""
+    """The decoded images at some indices of a dataset."""
 
     pixels: Tensor  # (B, C, H, W) uint8; black if a file is unreadable
     indices: Tensor  # (B,)
@@ -160,7 +160,7 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
 
 
 def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
-    """Open the cache of a data set, and remove those of its split from before the files changed."""
+    """Open the cache of a dataset, and remove those of its split from before the files changed."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
     path = folder / f"{prefix}-{dataset.signature}-{DECODER_VERSION}.pixels"

@@ -31,7 +31,7 @@ class Unreadable(Exception):  # noqa: N818  (a property of a file, which is coun
 
 
 def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image file to uint8 (C, H, W), cropped to the centre and resized if `canvas` (height, width) is given.
+    """Decode an image file to uint8 (C, H, W), cropped to the center and resized if `canvas` (height, width) is given.
 
     Images are rotated by their EXIF orientation, transparent parts become white, and the first frame of an animation
     is returned. `to_eight_bits` describes images of more than 8 bits. JPEGs are decoded at the smallest of the scales
@@ -70,7 +70,7 @@ def min_draft_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int,
 
 
 def fit_canvas(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """Crop the centre to the aspect ratio of the canvas (height, width), and resize it with antialiasing."""
+    """Crop the center to the aspect ratio of the canvas (height, width), and resize it with antialiasing."""
     height, width = canvas
     if image.size == (width, height):
         return image
@@ -84,7 +84,7 @@ def fit_canvas(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert a grey image of 16- or 32-bit integers or floats to 8 bits; return other images unchanged.
+    """Convert a gray image of 16- or 32-bit integers or floats to 8 bits; return other images unchanged.
 
     Integers are divided by the largest value of 8, 10, 12, 14 or 16 bits, whichever the image's largest value requires:
     cameras and microscopes store 10, 12 or 14 bits in files of 16. Floats between 0 and 1 are multiplied by 255. All

@@ -1,4 +1,4 @@
-"""Inspect the images of a source: sizes, colours, broken files and duplicates. `jepa data` prints the result."""
+"""Inspect the images of a source: sizes, colors, broken files and duplicates. `jepa data` prints the result."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from jepa.distributed import pick_device
 
 __all__ = ["ImageInfo", "InspectionResult", "inspect_images", "inspect_source", "summarize_source"]
 
-GREY_TOLERANCE = 6  # levels by which the channels of a grey image may differ, as after JPEG compression
+GRAY_TOLERANCE = 6  # levels by which the channels of a gray image may differ, as after JPEG compression
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height are exchanged
 ASPECT_TOLERANCE = 0.02
 DECODED_SIZE = 112  # images are decoded to squares of this side, in pixels
@@ -46,7 +46,7 @@ class ImageInfo:
     mode: str  # of Pillow
     format: str
     digest: bytes  # of the content of the file
-    grey: bool = False  # whether the channels are equal, even if the file stores colours
+    gray: bool = False  # whether the channels are equal, even if the file stores colors
     reason: str = ""  # why it is unreadable; empty if it is readable
 
 
@@ -81,15 +81,15 @@ class InspectionResult:
 
     @property
     def share_of_median_aspect(self) -> float:
-        """Share of the images that have the aspect ratio of the median image, to 2 %."""
+        """Share of the images that have the aspect ratio of the median image, to 2%."""
         width, height = self.median_size
         ratios = np.array([image.size[0] / image.size[1] for image in self.readable])
         return float((np.abs(ratios / (width / height) - 1) < ASPECT_TOLERANCE).mean())
 
     @property
-    def grey(self) -> bool:
-        """Whether all images are grey."""
-        return all(image.grey for image in self.readable)
+    def gray(self) -> bool:
+        """Whether all images are gray."""
+        return all(image.gray for image in self.readable)
 
     @property
     def duplicates(self) -> list[list[str]]:
@@ -124,7 +124,7 @@ def _inspect_image(files: EncodedImages, index: int) -> ImageInfo:
         file = files.read(index)
         digest = hashlib.blake2b(file, digest_size=16).digest()
         pixels = decode(file, 3, (DECODED_SIZE, DECODED_SIZE))
-        grey = int(np.ptp(pixels.astype(np.int16), axis=0).max()) <= GREY_TOLERANCE
+        gray = int(np.ptp(pixels.astype(np.int16), axis=0).max()) <= GRAY_TOLERANCE
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             size, mode, file_format = image.size, image.mode, image.format or ""
             orientation = image.getexif().get(ExifTags.Base.Orientation)
@@ -133,7 +133,7 @@ def _inspect_image(files: EncodedImages, index: int) -> ImageInfo:
     except Unreadable as reason:
         digest = digest or str(index).encode()  # a file that cannot be read is no duplicate of another
         return ImageInfo(index, size, mode, file_format, digest, reason=str(reason))
-    return ImageInfo(index, size, mode, file_format, digest, grey=grey)
+    return ImageInfo(index, size, mode, file_format, digest, gray=gray)
 
 
 def summarize_source(source: str, device: str, runs: Path | None = None) -> tuple[DataSummary, str]:
@@ -158,7 +158,7 @@ def summarize_source(source: str, device: str, runs: Path | None = None) -> tupl
         height=height,
         width=width,
         one_aspect=result.share_of_median_aspect > MIN_SHARE_ONE_ASPECT,
-        grey=result.grey,
+        gray=result.gray,
         device=chosen.type,
         memory_gb=memory_gb,
     )
@@ -223,7 +223,7 @@ def _inspection_lines(split: str, index: SplitIndex, result: InspectionResult) -
         modes = Counter(image.mode for image in readable).most_common()
         formats = Counter(image.format for image in readable).most_common()
         lines.append(_line("sizes", _sizes_text(result)))
-        lines.append(_line("colours", ", ".join(f"{mode} {number:,}" for mode, number in modes)))
+        lines.append(_line("colors", ", ".join(f"{mode} {number:,}" for mode, number in modes)))
         lines.append(_line("formats", ", ".join(f"{name} {number:,}" for name, number in formats)))
         speed = f"{result.images_per_second:,.0f} images/s on {cores()} cores"
         lines.append(_line("decoding", f"{speed}, to {DECODED_SIZE}x{DECODED_SIZE} pixels"))

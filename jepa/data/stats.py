@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the pixels, by which images are normalised."""
+"""Mean and standard deviation of the pixels, by which images are normalized."""
 
 from __future__ import annotations
 

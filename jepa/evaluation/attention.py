@@ -43,7 +43,7 @@ def rollout(weights: Tensor) -> Tensor:
 
 
 def entropy(weights: Tensor) -> Tensor:
-    """Return the normalised entropy (L, H) of attention weights (L, B, H, N, N), averaged over images and queries.
+    """Return the normalized entropy (L, H) of attention weights (L, B, H, N, N), averaged over images and queries.
 
     It is divided by its maximum, log N: 0 if each token attends to one token, 1 if it attends to all tokens equally.
     """

@@ -24,7 +24,7 @@ def check_features(x: Tensor) -> Tensor:
 def rankme(x: Tensor) -> float:
     """Return RankMe, the effective rank of features (N, D), N >= D: from 1 (collapsed) to D.
 
-    It is the exponential of the entropy of the normalised singular values (Garrido et al. 2023, arXiv 2210.02885,
+    It is the exponential of the entropy of the normalized singular values (Garrido et al. 2023, arXiv 2210.02885,
     equation 1).
     """
     singular_values = torch.linalg.svdvals(check_features(x).double())

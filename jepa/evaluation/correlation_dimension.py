@@ -36,7 +36,7 @@ class Dimension:
     region: tuple[float, float]  # smallest and largest radius of the scaling region
     radii: Tensor  # (L,), from each to the next the number of pairs doubles
     correlation: Tensor  # (L,): C(r), the share of pairs closer than r
-    slopes: Tensor  # (L - 1,): the local slopes d log C / d log r between neighbouring radii
+    slopes: Tensor  # (L - 1,): the local slopes d log C / d log r between neighboring radii
     duplicates: int  # number of pairs at distance 0, which are left out
 
 
@@ -48,7 +48,7 @@ def correlation_dimension(x: Tensor) -> Dimension | None:
     that grows with r² (Nerenberg & Essex 1990). The local slopes are therefore fitted by a line in r² that does not
     rise, and the line is extrapolated to r = 0. From each radius to the next the number of pairs doubles; the scaling
     region is the longest range of radii whose slopes lie on such a line. For sets with sharp boundaries, such as a
-    cube, the estimate is up to 7 % too low, which is more than the error. Memory grows with N, time with N².
+    cube, the estimate is up to 7% too low, which is more than the error. Memory grows with N, time with N².
     """
     if len(check_features(x)) < MIN_POINTS:
         return None
@@ -91,7 +91,7 @@ def count_pairs(x: Tensor) -> tuple[Tensor, Tensor, float]:
     """Count the pairs of points (N, D) by distance.
 
     Returns the counts of pairs that involve each group of points (NUM_GROUPS, NUM_BINS), the counts of all pairs
-    (NUM_BINS,), and the unit of the bins. Points are centred and scaled to a radius of 1, and squared distances are
+    (NUM_BINS,), and the unit of the bins. Points are centered and scaled to a radius of 1, and squared distances are
     |a|² + |b|² - 2ab in float64. Below 1e-13, where this is not exact, pairs count as duplicates.
     """
     x = x.double() - x.double().mean(0)
@@ -121,7 +121,7 @@ def count_pairs(x: Tensor) -> tuple[Tensor, Tensor, float]:
 
 
 def doublings(counts: Tensor) -> Tensor:
-    """Return the bins (L,) at the end of which there are 64, 128, 256, … pairs, up to 3 % of all pairs."""
+    """Return the bins (L,) at the end of which there are 64, 128, 256, … pairs, up to 3% of all pairs."""
     pairs_below: Tensor = counts.cumsum(0)
     targets = [MIN_PAIRS << i for i in range(64) if MIN_PAIRS << i <= MAX_PAIR_SHARE * float(pairs_below[-1])]
     levels: Tensor = torch.searchsorted(pairs_below, torch.tensor(targets, dtype=torch.float64)).unique()
@@ -129,7 +129,7 @@ def doublings(counts: Tensor) -> Tensor:
 
 
 def local_slopes(counts: Tensor, levels: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the slopes (L - 1,) between neighbouring levels, and their standard errors for independent pairs."""
+    """Return the slopes (L - 1,) between neighboring levels, and their standard errors for independent pairs."""
     pairs_below = counts.cumsum(0)[levels]
     log_ratio = (bin_edges()[levels[1:] + 1] / bin_edges()[levels[:-1] + 1]).log()
     new = pairs_below[1:] - pairs_below[:-1]

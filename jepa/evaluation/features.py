@@ -29,7 +29,7 @@ MAX_PIXEL_SIDE = 32  # larger images are resized: a linear probe of their pixels
 
 
 class Subset(NamedTuple):
-    """Some images of a data set."""
+    """Some images of a dataset."""
 
     dataset: ImageDataset
     indices: Tensor

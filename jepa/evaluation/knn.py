@@ -1,4 +1,4 @@
-"""Weighted k-nearest-neighbour classification of frozen features."""
+"""Weighted k-nearest-neighbor classification of frozen features."""
 
 from __future__ import annotations
 
@@ -11,41 +11,41 @@ from jepa.config import InputError
 from jepa.evaluation.features import Features
 from jepa.evaluation.labels import check_labels, num_classes
 
-__all__ = ["HEADLINE_K", "NEIGHBOURS", "knn"]
+__all__ = ["HEADLINE_K", "NEIGHBORS", "knn"]
 
-NEIGHBOURS = (1, 2, 5, 10, 20, 50, 100, 200)  # the numbers of neighbours that are reported
-HEADLINE_K = 20  # the number of neighbours of the main accuracy, as in DINO
+NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # the numbers of neighbors that are reported
+HEADLINE_K = 20  # the number of neighbors of the main accuracy, as in DINO
 BATCH_SIZE = 1000  # test features whose similarities to all training features are computed at a time
 
 
 @torch.no_grad()
 def knn(
-    train: Features, test: Features, neighbours: Sequence[int] = (HEADLINE_K,), temperature: float = 0.07
+    train: Features, test: Features, neighbors: Sequence[int] = (HEADLINE_K,), temperature: float = 0.07
 ) -> dict[int, float]:
-    """Return the accuracy in percent of a weighted kNN classifier for each number of neighbours.
+    """Return the accuracy in percent of a weighted kNN classifier for each number of neighbors.
 
-    Features are centred on the mean of `train` and L2-normalised; the k nearest neighbours by cosine similarity vote
+    Features are centered on the mean of `train` and L2-normalized; the k nearest neighbors by cosine similarity vote
     with weight exp(similarity / temperature) (Wu et al. 2018, arXiv 1805.01978). All k are computed in one pass. Raises
     `InputError` if a k is larger than the number of training images.
     """
     train_labels, test_labels = check_labels(train, test)
-    if not neighbours or min(neighbours) < 1 or temperature <= 0:
+    if not neighbors or min(neighbors) < 1 or temperature <= 0:
         raise InputError(
-            f"kNN is given neighbours {list(neighbours)} and temperature {temperature}; give numbers above 0"
+            f"kNN is given neighbors {list(neighbors)} and temperature {temperature}; give numbers above 0"
         )
-    if max(neighbours) > len(train.x):
-        raise InputError(f"kNN is given {max(neighbours)} neighbours but {len(train.x)} training images; give fewer")
+    if max(neighbors) > len(train.x):
+        raise InputError(f"kNN is given {max(neighbors)} neighbors but {len(train.x)} training images; give fewer")
     mean = train.x.mean(0)
     bank = F.normalize(train.x - mean, dim=-1)
     classes = num_classes(train_labels, test_labels)
-    correct = dict.fromkeys(sorted(neighbours), 0)
+    correct = dict.fromkeys(sorted(neighbors), 0)
     for queries, labels in zip(test.x.split(BATCH_SIZE), test_labels.split(BATCH_SIZE), strict=True):
-        similarity, nearest = (F.normalize(queries - mean, dim=-1) @ bank.T).topk(max(neighbours), dim=-1)
-        weights, neighbour_labels = (similarity / temperature).exp(), train_labels[nearest]
+        similarity, nearest = (F.normalize(queries - mean, dim=-1) @ bank.T).topk(max(neighbors), dim=-1)
+        weights, neighbor_labels = (similarity / temperature).exp(), train_labels[nearest]
         votes = torch.zeros(len(queries), classes)
         counted = 0
         for k in correct:
-            votes.scatter_add_(1, neighbour_labels[:, counted:k], weights[:, counted:k])
+            votes.scatter_add_(1, neighbor_labels[:, counted:k], weights[:, counted:k])
             correct[k] += int((votes.argmax(-1) == labels).sum())
             counted = k
-    return {k: 100 * correct[k] / len(test.x) for k in neighbours}
+    return {k: 100 * correct[k] / len(test.x) for k in neighbors}

@@ -18,7 +18,7 @@ def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[
     """Return the accuracy in percent of a linear probe, and the penalty that was chosen.
 
     The probe is logistic regression on the last layer, or with `last4` on the last four layers. Features are
-    standardised on `train`. Up to 2 GB of features are fitted by LBFGS, with an L2 penalty that is chosen on held-out
+    standardized on `train`. Up to 2 GB of features are fitted by LBFGS, with an L2 penalty that is chosen on held-out
     images of `train`. Larger ones are fitted by minibatches; a learning rate is chosen and returned instead of the
     penalty.
     """

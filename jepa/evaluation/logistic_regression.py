@@ -43,7 +43,7 @@ def logits(x: Tensor, weights: Tensor) -> Tensor:
 def fit_in_memory(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
     """Choose an L2 penalty on held-out features, and fit with it on all features (N, D); return weights and penalty.
 
-    The fit is on standardised features; the returned weights are for the features themselves. A tenth of the features
+    The fit is on standardized features; the returned weights are for the features themselves. A tenth of the features
     is held out, or as many tenths in turn, up to five, as it takes to hold out 1,000 features.
     """
     mean, std = feature_statistics(x)
@@ -56,7 +56,7 @@ def fit_in_memory(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, floa
     weights = fit_logistic(x, labels, start, penalty)
     if wide:
         weights = torch.cat([weights[:, :-1] @ basis.T, weights[:, -1:]], -1)
-    return unstandardise(weights, mean, std), penalty
+    return unstandardize(weights, mean, std), penalty
 
 
 class Fold(NamedTuple):
@@ -119,7 +119,7 @@ class Preconditioner:
         return cls(factor, torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False))
 
     def to_variables(self, weights: Tensor) -> Tensor:
-        """Convert weights (classes, D + 1) to the variables that are optimised."""
+        """Convert weights (classes, D + 1) to the variables that are optimized."""
         return torch.cat([weights[:, :-1] @ self.factor, weights[:, -1:] * CURVATURE**0.5], -1)
 
     def to_weights(self, variables: Tensor) -> Tensor:
@@ -138,9 +138,9 @@ def second_moments(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_logistic(x: Tensor, labels: Tensor, start: Tensor, penalty: float, moments: Tensor | None = None) -> Tensor:
-    """Minimise mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1) by preconditioned LBFGS.
+    """Minimize mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1) by preconditioned LBFGS.
 
-    The bias is not penalised. `moments` are the second moments of x (N, D), by default computed here.
+    The bias is not penalized. `moments` are the second moments of x (N, D), by default computed here.
     """
     preconditioner = Preconditioner.from_moments(second_moments(x) if moments is None else moments, penalty)
     one_hot = F.one_hot(labels, len(start)).float()
@@ -168,19 +168,19 @@ def fit_by_minibatches(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held_out, rest = order.tensor_split([len(x) // 10])
     candidates = sgd(x, labels, rest, mean=mean, std=std, lrs=LEARNING_RATES, classes=classes)
-    scores = [accuracy(x[held_out], labels[held_out], unstandardise(weights, mean, std)) for weights in candidates]
+    scores = [accuracy(x[held_out], labels[held_out], unstandardize(weights, mean, std)) for weights in candidates]
     best = LEARNING_RATES[scores.index(max(scores))]
     (weights,) = sgd(x, labels, order, mean=mean, std=std, lrs=(best,), classes=classes)
-    return unstandardise(weights, mean, std), best
+    return unstandardize(weights, mean, std), best
 
 
 @torch.no_grad()
 def sgd(
     x: Tensor, labels: Tensor, indices: Tensor, *, mean: Tensor, std: Tensor, lrs: Sequence[float], classes: int
 ) -> list[Tensor]:
-    """Minimise mean cross-entropy by SGD with momentum; return weights (classes, D + 1) for each learning rate.
+    """Minimize mean cross-entropy by SGD with momentum; return weights (classes, D + 1) for each learning rate.
 
-    Fits on the features at `indices`, standardised by `mean` and `std`. Learning rates are divided by D and decay to 0
+    Fits on the features at `indices`, standardized by `mean` and `std`. Learning rates are divided by D and decay to 0
     by a cosine schedule.
     """
     lr = torch.tensor(lrs)[:, None, None] / x.shape[1]
@@ -208,7 +208,7 @@ def feature_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
     return mean, (square / max(len(x) - 1, 1)).sqrt().clamp(min=1e-6)
 
 
-def unstandardise(weights: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Convert weights (classes, D + 1) for standardised features to weights for the features themselves."""
+def unstandardize(weights: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    """Convert weights (classes, D + 1) for standardized features to weights for the features themselves."""
     kernel = weights[:, :-1] / std
     return torch.cat([kernel, weights[:, -1:] - kernel @ mean[:, None]], -1)

@@ -18,7 +18,7 @@ LABELLED_IMAGES, UNLABELLED_IMAGES = 5000, 1000  # training images whose feature
 def evaluate_online(encoder: Encoder, dataset: ImageDataset, indices: Tensor, held_out: Tensor) -> dict[str, float]:
     """Return feature standard deviation and RankMe of training images, and kNN accuracy on held-out images, in percent.
 
-    kNN requires labels of at least two classes, two held-out images, and as many training images as neighbours.
+    kNN requires labels of at least two classes, two held-out images, and as many training images as neighbors.
     """
     limit = LABELLED_IMAGES if dataset.labels is not None else UNLABELLED_IMAGES
     chosen = indices[evenly_spaced(len(indices), limit)]

@@ -23,7 +23,7 @@ def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     mean = total / len(x)
     covariance = torch.zeros(dim, dim, dtype=torch.float64)
     for chunk in x.split(CHUNK_SIZE):
-        centred = chunk.double() - mean
-        covariance += centred.T @ centred
+        centered = chunk.double() - mean
+        covariance += centered.T @ centered
     variances, axes = torch.linalg.eigh(covariance / max(len(x) - 1, 1))
     return variances.flip(0).clamp(min=0), axes.flip(1)

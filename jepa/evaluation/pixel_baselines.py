@@ -46,7 +46,7 @@ class PatchDictionary:
         patches_per_image = -(-NUM_DICTIONARY_PATCHES // len(chosen))
         samples = []
         for _, images in small_images(dataset, chosen):
-            patches = normalise_contrast(F.unfold(images, PATCH_SIDE)).mT  # (B, P, D)
+            patches = normalize_contrast(F.unfold(images, PATCH_SIDE)).mT  # (B, P, D)
             positions = torch.randint(patches.shape[1], (len(patches), patches_per_image), generator=generator)
             samples.append(patches.gather(1, positions[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))
         patches = torch.cat(samples)
@@ -67,20 +67,20 @@ class PatchDictionary:
 
     def encode(self, images: Tensor) -> Tensor:
         """Map images (B, C, H, W) to features (B, 4 · centroids): the triangle activation (section 3.2.2)."""
-        patches = (normalise_contrast(F.unfold(images, PATCH_SIDE)).mT - self.mean) @ self.whitening
+        patches = (normalize_contrast(F.unfold(images, PATCH_SIDE)).mT - self.mean) @ self.whitening
         distances = torch.cdist(patches, self.centroids)
         activations = (distances.mean(-1, keepdim=True) - distances).clamp(min=0)
         height, width = images.shape[-2] - PATCH_SIDE + 1, images.shape[-1] - PATCH_SIDE + 1
         return F.adaptive_avg_pool2d(activations.mT.unflatten(-1, (height, width)), 2).flatten(1)
 
 
-def normalise_contrast(patches: Tensor) -> Tensor:
-    """Normalise each patch of (B, D, P) to mean 0 and standard deviation 1.
+def normalize_contrast(patches: Tensor) -> Tensor:
+    """Normalize each patch of (B, D, P) to mean 0 and standard deviation 1.
 
     The paper's constant, 10 for pixels from 0 to 255, is added to the variance.
     """
-    centred = patches - patches.mean(1, keepdim=True)
-    return centred / (centred.var(1, keepdim=True) + 10 / 255**2).sqrt()
+    centered = patches - patches.mean(1, keepdim=True)
+    return centered / (centered.var(1, keepdim=True) + 10 / 255**2).sqrt()
 
 
 def kmeans(x: Tensor, count: int, generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from jepa.evaluation.pca import principal_axes
 __all__ = ["Projection", "project"]
 
 MAX_POINTS = 5000
-NUM_NEIGHBOURS = 15  # the default of umap-learn
+NUM_NEIGHBORS = 15  # the default of umap-learn
 
 
 @dataclass(frozen=True)
@@ -33,29 +33,29 @@ class Projection:
 def project(features: Features) -> Projection:
     """Project up to 5,000 features, evenly spaced over the split, to two dimensions.
 
-    UMAP (McInnes et al. 2018, arXiv 1802.03426) uses the cosine distance of centred features, as kNN does, and a fixed
+    UMAP (McInnes et al. 2018, arXiv 1802.03426) uses the cosine distance of centered features, as kNN does, and a fixed
     seed. PCA is used if umap-learn is not installed or there are too few images.
     """
     indices = evenly_spaced(len(features.x), MAX_POINTS)
     x = features.x[indices] - features.x.mean(0)
     labels = None if features.labels is None else features.labels[indices]
-    if find_spec("umap") is None or len(indices) <= NUM_NEIGHBOURS or not bool(x.any()):
+    if find_spec("umap") is None or len(indices) <= NUM_NEIGHBORS or not bool(x.any()):
         axes = principal_axes(x)[1][:, :2].float()
         return Projection(x @ F.pad(axes, (0, 2 - axes.shape[1])), labels, "PCA")
     return Projection(umap_points(x), labels, "UMAP")
 
 
 def umap_points(x: Tensor) -> Tensor:
-    """Return centred features (N, D) in two dimensions (N, 2) by UMAP."""
+    """Return centered features (N, D) in two dimensions (N, 2) by UMAP."""
     unit = F.normalize(x, dim=-1)
-    nearest = [(chunk @ unit.T).topk(NUM_NEIGHBOURS) for chunk in unit.split(1000)]
-    cosines, neighbours = torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
+    nearest = [(chunk @ unit.T).topk(NUM_NEIGHBORS) for chunk in unit.split(1000)]
+    cosines, neighbors = torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn warns that TensorFlow is missing, and that a seed disables threads
         from umap.umap_ import UMAP
 
-        # umap-learn's own search for neighbours takes ten times as long
-        precomputed = (neighbours.numpy(), (1 - cosines).clamp(min=0).numpy())
-        model = UMAP(n_neighbors=NUM_NEIGHBOURS, precomputed_knn=precomputed, random_state=0)
+        # umap-learn's own search for neighbors takes ten times as long
+        precomputed = (neighbors.numpy(), (1 - cosines).clamp(min=0).numpy())
+        model = UMAP(n_neighbors=NUM_NEIGHBORS, precomputed_knn=precomputed, random_state=0)
         return torch.as_tensor(model.fit_transform(x.numpy()))

@@ -64,7 +64,7 @@ def saccade_retrieval(objective: Objective, dataset: ImageDataset, indices: Tens
             for number, batch in enumerate(pixels.split(BATCH_SIZE))
             if len(batch) == BATCH_SIZE  # retrieval among fewer images would be easier
         ]
-    return summarise(embeddings) if embeddings else None
+    return summarize(embeddings) if embeddings else None
 
 
 def embed_fixations(objective: Saccade, pixels: Tensor, rng: Rng) -> Embeddings:
@@ -85,7 +85,7 @@ def embed_fixations(objective: Saccade, pixels: Tensor, rng: Rng) -> Embeddings:
     return Embeddings(predicted, after, before, length[..., 0])
 
 
-def summarise(batches: list[Embeddings]) -> dict[str, Any]:
+def summarize(batches: list[Embeddings]) -> dict[str, Any]:
     """Compute the scores of `saccade_retrieval` from the embeddings of all batches."""
     ranks: dict[str, list[Tensor]] = {"same image": [], "shuffled": [], "across": []}
     errors: dict[str, list[Tensor]] = {"prediction": [], "shuffled": [], "no change": []}

@@ -11,7 +11,7 @@ from jepa.data import ImageDataset, evenly_spaced
 from jepa.evaluation.collapse import feature_std, rankme
 from jepa.evaluation.correlation_dimension import correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
-from jepa.evaluation.knn import HEADLINE_K, NEIGHBOURS, knn
+from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
 from jepa.evaluation.linear_probe import few_labels, linear_probe
 
 __all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "has_classes", "score", "score_encoders"]
@@ -49,7 +49,7 @@ def score_encoders(
 
 
 def has_classes(train: ImageDataset, test: ImageDataset) -> bool:
-    """Return whether both data sets have labels, those of `train` of at least two classes."""
+    """Return whether both datasets have labels, those of `train` of at least two classes."""
     return train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1
 
 
@@ -77,10 +77,10 @@ def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
             bar.set_description(f"{name}: {stage}", refresh=False)
             bar.update()
 
-        begin("nearest neighbours")
-        if neighbours := [k for k in NEIGHBOURS if k <= len(train.x)]:
-            scores["knn_by_neighbours"] = knn(train, test, neighbours)
-        if HEADLINE_K in neighbours:
+        begin("nearest neighbors")
+        if neighbors := [k for k in NEIGHBORS if k <= len(train.x)]:
+            scores["knn_by_neighbours"] = knn(train, test, neighbors)
+        if HEADLINE_K in neighbors:
             scores["knn"] = scores["knn_by_neighbours"][HEADLINE_K]
         begin("linear probe")
         scores["linear"], scores["penalty"] = linear_probe(train, test)

@@ -128,8 +128,8 @@ class IJepa(Objective):
         masks = self.masks
         kept, padding = 100 * masks.context_kept, 100 * masks.context_padding
         return (
-            f"{masks.num_context} of {masks.num_tokens} tokens as context ({kept:.0f} % of those outside the targets, "
-            f"{padding:.0f} % padding), {masks.num_targets} targets of up to {masks.target_size} tokens"
+            f"{masks.num_context} of {masks.num_tokens} tokens as context ({kept:.0f}% of those outside the targets, "
+            f"{padding:.0f}% padding), {masks.num_targets} targets of up to {masks.target_size} tokens"
         )
 
     def encoders(self) -> dict[str, Encoder]:

@@ -20,8 +20,8 @@ def covariance_matrix(x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round variances to three digits
         x = full_precision(x)
         count = len(x) * world_size()
-        centred = x - all_sum(x.sum(0)) / count
-        return all_sum(centred.T @ centred) / (count - 1)
+        centered = x - all_sum(x.sum(0)) / count
+        return all_sum(centered.T @ centered) / (count - 1)
 
 
 def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
@@ -37,7 +37,7 @@ def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tup
 
 
 def feature_std(x: Tensor) -> Tensor:
-    """Return the mean standard deviation of the dimensions of L2-normalised features (N, D), a scalar.
+    """Return the mean standard deviation of the dimensions of L2-normalized features (N, D), a scalar.
 
     It is 0 for collapsed features and 1 / sqrt(D) for isotropic ones.
     """

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from jepa.config import InputError, require
 from jepa.config.serialization import flat, read_json
 from jepa.report.figures import check_figure_path, save
-from jepa.report.style import CLASS_COLORS, GREY, STYLE, new_figure
+from jepa.report.style import CLASS_COLORS, GRAY, STYLE, new_figure
 from jepa.report.text import COLUMN_TITLES, format_score, text_table
 from jepa.runs import Run
 
@@ -132,7 +132,7 @@ def draw(groups: list[Group]) -> Figure:
 def draw_scores(axes: Axes, groups: list[Group], key: str) -> None:
     """Draw one score of every run, and of its untrained encoder as a hollow point."""
     for y, (group, color) in enumerate(zip(groups, group_colors(groups), strict=True)):
-        for row, edge, face, size in (("trained", color, color, 4), ("untrained", GREY, "none", 7)):
+        for row, edge, face, size in (("trained", color, color, 4), ("untrained", GRAY, "none", 7)):
             values = [result[row][key] for result in group.results if key in result.get(row, {})]
             axes.plot(values, [y] * len(values), "o", color=edge, markerfacecolor=face, markersize=size)
     axes.set_yticks(range(len(groups)), [group.name for group in groups])
@@ -157,5 +157,5 @@ def draw_curves(axes: Axes, groups: list[Group]) -> None:
 
 
 def group_colors(groups: list[Group]) -> list[str]:
-    """Return a colour for each group; they repeat after ten groups."""
+    """Return a color for each group; they repeat after ten groups."""
     return [CLASS_COLORS[number % len(CLASS_COLORS)] for number in range(len(groups))]

@@ -137,7 +137,7 @@ def verdict(result: dict[str, Any]) -> str:
         caution = f" With {num_images} test images, differences of a few points may be due to chance."
     if all(untrained[key] > MAX_UNTRAINED_SCORE for key in accuracies.values()):
         return (
-            f"The untrained encoder already scores above {MAX_UNTRAINED_SCORE:.0f} %, so these classes cannot show "
+            f"The untrained encoder already scores above {MAX_UNTRAINED_SCORE:.0f}%, so these classes cannot show "
             f"whether training improved the features.{caution}"
         )
     better = [title for title, key in accuracies.items() if pixels.get(key, 0) > trained[key]]
@@ -177,7 +177,7 @@ def heading(run: EvaluationRun, result: dict[str, Any]) -> str:
 
 
 def score_section(result: dict[str, Any]) -> str:
-    """Return the tables of scores: all scores, kNN by number of neighbours, and saccade retrieval."""
+    """Return the tables of scores: all scores, kNN by number of neighbors, and saccade retrieval."""
     titles = scored_rows(result)
     keys = [key for key in COLUMN_TITLES if any(key in result[name] for name in titles)]
     best = {key: max(result[name].get(key, 0) for name in titles) for key in keys if key not in ("rankme", "dimension")}
@@ -189,14 +189,13 @@ def score_section(result: dict[str, Any]) -> str:
             cells.append(html_cell(format_score(scores.get(key), scores.get(f"{key}_error")), is_best))
         rows.append([title, *cells])
     tables = [html_table(["scores in percent", *(COLUMN_TITLES[key] for key in keys)], rows)]
-    by_neighbours = {name: result[name]["knn_by_neighbours"] for name in titles if "knn_by_neighbours" in result[name]}
-    if by_neighbours:
-        counts = list(next(iter(by_neighbours.values())))
+    by_neighbors = {name: result[name]["knn_by_neighbours"] for name in titles if "knn_by_neighbours" in result[name]}
+    if by_neighbors:
+        counts = list(next(iter(by_neighbors.values())))
         rows = [
-            [titles[name], *(html_cell(format_score(knn.get(k))) for k in counts)]
-            for name, knn in by_neighbours.items()
+            [titles[name], *(html_cell(format_score(knn.get(k))) for k in counts)] for name, knn in by_neighbors.items()
         ]
-        tables.append(html_table(["kNN by number of neighbours", *counts], rows))
+        tables.append(html_table(["kNN by number of neighbors", *counts], rows))
     if retrieval := result.get("saccades"):
         rows = [
             [title, html_cell(f"{retrieval[name]['top1']:.1f}"), html_cell(f"{retrieval[name]['mrr']:.2f}")]

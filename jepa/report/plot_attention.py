@@ -19,7 +19,7 @@ from jepa.config import InputError
 from jepa.evaluate import EvaluationRun
 from jepa.evaluation.attention import attention as attention_weights
 from jepa.evaluation.attention import entropy, rollout
-from jepa.report.style import ENCODER_COLORS, GREY, SKY, new_figure, show_image
+from jepa.report.style import ENCODER_COLORS, GRAY, SKY, new_figure, show_image
 from jepa.transforms.crop import resize
 
 __all__ = ["animate_attention", "attention"]
@@ -102,7 +102,7 @@ def draw_heads(figure: SubFigure, weights: Tensor, grid: tuple[int, int], layer_
 
 
 def draw_entropy(axes: Axes, entropies: Tensor, layer_name: str) -> None:
-    """Draw normalised entropy (L, H) by layer, one line for each head."""
+    """Draw normalized entropy (L, H) by layer, one line for each head."""
     layers = range(1, len(entropies) + 1)
     for number, head in enumerate(entropies.T):
         label = None if number else "single head"
@@ -115,7 +115,7 @@ def draw_entropy(axes: Axes, entropies: Tensor, layer_name: str) -> None:
 
 def draw_energy(axes: Axes, trace: dict[str, list[float]]) -> None:
     """Draw the energy before each step and after the last."""
-    for name, color in (("total", ENCODER_COLORS["trained"]), ("attention", SKY), ("hopfield", GREY)):
+    for name, color in (("total", ENCODER_COLORS["trained"]), ("attention", SKY), ("hopfield", GRAY)):
         axes.plot(trace[name], color=color, marker="o", markersize=2.5, label=name)
     axes.set(xlabel="step", title="energy of an image")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))

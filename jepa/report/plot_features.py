@@ -131,7 +131,7 @@ def shorten(name: str) -> str:
 
 
 def draw_points(axes: Axes, projection: Projection) -> list[int]:
-    """Draw projected images, the ten most frequent classes in colour, and return these classes."""
+    """Draw projected images, the ten most frequent classes in color, and return these classes."""
     points = projection.points.numpy()
     order = np.random.default_rng(0).permutation(len(points))  # so that no class is drawn on top of the others
     colors = np.full(len(points), PALE if projection.labels is not None else ENCODER_COLORS["trained"], dtype=object)

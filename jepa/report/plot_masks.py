@@ -15,7 +15,7 @@ from jepa.report.style import WIDTH, new_figure, show_image
 __all__ = ["masks"]
 
 NUM_IMAGES = 4
-MASKED_GREY = 0.88
+MASKED_GRAY = 0.88
 
 
 def masks(run: EvaluationRun) -> Figure:
@@ -54,6 +54,6 @@ def token_map(indices: Tensor, valid: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def hide_tokens(view: Tensor, tokens: Tensor) -> Tensor:
-    """Paint the given tokens of a view (C, H, W) light grey."""
+    """Paint the given tokens of a view (C, H, W) light gray."""
     hidden = F.interpolate(tokens[None, None].float(), view.shape[-2:])[0].bool()
-    return torch.where(hidden, torch.full_like(view, MASKED_GREY), view)
+    return torch.where(hidden, torch.full_like(view, MASKED_GRAY), view)

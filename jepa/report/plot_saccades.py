@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from jepa.config import InputError
 from jepa.evaluate import EvaluationRun
 from jepa.objectives.saccade import SaccadeInputs
-from jepa.report.style import ENCODER_COLORS, GREY, HIGHLIGHT, new_figure, show_image
+from jepa.report.style import ENCODER_COLORS, GRAY, HIGHLIGHT, new_figure, show_image
 from jepa.transforms.saccade import Pose
 
 __all__ = ["saccades"]
@@ -20,7 +20,7 @@ NUM_PAIRS = 5
 ERRORS = {
     "prediction": ("correct saccade", ENCODER_COLORS["trained"]),
     "shuffled": ("wrong saccade", HIGHLIGHT),
-    "no change": ("no change predicted", GREY),
+    "no change": ("no change predicted", GRAY),
 }
 
 
@@ -67,8 +67,8 @@ def draw_errors(axes: Axes, retrieval: dict[str, Any]) -> None:
     count = retrieval["fixations"]
     correct, wrong = retrieval["same image"]["top1"], retrieval["shuffled"]["top1"]
     axes.set_title(
-        f"top-1 among {count} views of the same image: correct saccade {correct:.0f} %, wrong saccade {wrong:.0f} %, "
-        f"chance {100 / count:.0f} %"
+        f"top-1 among {count} views of the same image: correct saccade {correct:.0f}%, wrong saccade {wrong:.0f}%, "
+        f"chance {100 / count:.0f}%"
     )
     axes.set(xlabel="length of the saccade, in view sides", ylabel="squared error / variance", ylim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

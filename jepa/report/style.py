@@ -1,4 +1,4 @@
-"""The style of all figures: one width, colours that colour-blind readers can distinguish, no frames."""
+"""The style of all figures: one width, colors that color-blind readers can distinguish, no frames."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 __all__ = [
     "CLASS_COLORS",
     "ENCODER_COLORS",
-    "GREY",
+    "GRAY",
     "HIGHLIGHT",
     "INK",
     "PALE",
@@ -26,9 +26,9 @@ __all__ = [
 
 WIDTH = 7.2  # inches; at 150 pixels per inch and shown 720 pixels wide, 9 pt text has the size of page text
 BLUE, SKY, RED = "#0072B2", "#56B4E9", "#D55E00"  # Okabe & Ito
-INK, GREY, PALE, HIGHLIGHT = "#222222", "#6A6A6A", "#DDDDDD", RED
-ENCODER_COLORS = {"trained": BLUE, "untrained": GREY}
-CLASS_COLORS = (  # ten colours that colour-blind readers can distinguish (Petroff 2021, arXiv 2107.02270)
+INK, GRAY, PALE, HIGHLIGHT = "#222222", "#6A6A6A", "#DDDDDD", RED
+ENCODER_COLORS = {"trained": BLUE, "untrained": GRAY}
+CLASS_COLORS = (  # ten colors that color-blind readers can distinguish (Petroff 2021, arXiv 2107.02270)
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
@@ -40,14 +40,14 @@ STYLE: Any = {
     "axes.titlelocation": "left",
     "axes.labelsize": 9,
     "axes.labelcolor": INK,
-    "axes.edgecolor": GREY,
+    "axes.edgecolor": GRAY,
     "axes.linewidth": 0.8,
     "axes.spines.top": False,
     "axes.spines.right": False,
     "xtick.labelsize": 8,
     "ytick.labelsize": 8,
-    "xtick.color": GREY,
-    "ytick.color": GREY,
+    "xtick.color": GRAY,
+    "ytick.color": GRAY,
     "xtick.labelcolor": INK,
     "ytick.labelcolor": INK,
     "lines.linewidth": 1.6,
@@ -65,7 +65,7 @@ def new_figure(height: float) -> Figure:
 
 
 def show_image(axes: Axes, pixels: Tensor) -> None:
-    """Show an image (C, H, W), uint8 or floats in [0, 1], greyscale or colour, without axes."""
+    """Show an image (C, H, W), uint8 or floats in [0, 1], grayscale or color, without axes."""
     array = pixels.permute(1, 2, 0).numpy()
     axes.imshow(np.repeat(array, 3, -1) if array.shape[-1] == 1 else array, interpolation="nearest")
     axes.set_axis_off()
@@ -73,7 +73,7 @@ def show_image(axes: Axes, pixels: Tensor) -> None:
 
 def reference_line(axes: Axes, y: float, text: str) -> None:
     """Draw a dotted horizontal line at `y` with a label at its right end."""
-    axes.axhline(y, color=GREY, linestyle=":", linewidth=1, zorder=0)
+    axes.axhline(y, color=GRAY, linestyle=":", linewidth=1, zorder=0)
     axes.annotate(
         text,
         (1, y),
@@ -81,6 +81,6 @@ def reference_line(axes: Axes, y: float, text: str) -> None:
         textcoords="offset points",
         xycoords=("axes fraction", "data"),
         ha="right",
-        color=GREY,
+        color=GRAY,
         fontsize=8,
     )

@@ -30,8 +30,8 @@ COLUMN_TITLES = {
     "knn": "kNN",
     "linear": "linear",
     "linear_last4": "last 4",
-    "linear_10pc": "10 % labels",
-    "linear_1pc": "1 % labels",
+    "linear_10pc": "10% labels",
+    "linear_1pc": "1% labels",
     "rankme": "RankMe",
     "dimension": "dimension",
 }
@@ -61,7 +61,7 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
     if energy := result.get("energy"):
         lines += [
             f"Energy before each step and after the last, averaged over {energy['images']} images; it falls at every "
-            f"step for {energy['falling']:g} % of them:",
+            f"step for {energy['falling']:g}% of them:",
             energy_trace_table(energy),
             "",
         ]
@@ -85,7 +85,7 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
     )
     if data["source"] == "sample":
         lines.append(
-            "Raw pixels are a strong baseline for these small, centred images; CIFAR-10 is a better test:\n"
+            "Raw pixels are a strong baseline for these small, centered images; CIFAR-10 is a better test:\n"
             f"    jepa train {HARDER_RECIPES.get(result['name'], 'ijepa-cifar10')}"
         )
     return "\n".join(lines)

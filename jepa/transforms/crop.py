@@ -26,7 +26,7 @@ def as_float(images: Tensor) -> Tensor:
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the centre of images (B, C, H, W) to the aspect ratio of `size` and resize it to `size`, antialiased.
+    """Crop the center of images (B, C, H, W) to the aspect ratio of `size` and resize it to `size`, antialiased.
 
     Returns floats in [0, 1]. Images that have this size already are not resampled.
     """
@@ -130,8 +130,8 @@ def _resampling_weights(start: Tensor, length: Tensor, num_pixels: int, size: in
     """
     pixel = torch.arange(num_pixels, device=start.device)
     step = (length / size)[:, None]
-    centre = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5
-    distance = (pixel - centre[..., None]).abs()
+    center = start[:, None] + (torch.arange(size, device=start.device) + 0.5) * step - 0.5
+    distance = (pixel - center[..., None]).abs()
     inside = (pixel >= start[:, None]) & (pixel < (start + length)[:, None])
     weights = (1 - distance / step.clamp(min=1)[..., None]).clamp(min=0) * inside[:, None]
     return weights / weights.sum(-1, keepdim=True)

@@ -1,7 +1,7 @@
 """Eye movements: two fixations of every image, and the saccade that leads from one to the other.
 
 A fixation is a `Pose`: the position, rotation and zoom of a view in the image. Points are given in *sides* of a view
-(the length of its shorter side, before any zoom), from the centre, with x to the right and y down. The saccade between
+(the length of its shorter side, before any zoom), from the center, with x to the right and y down. The saccade between
 two fixations is the pose of the second relative to the first, pose1⁻¹ ∘ pose2. Its inverse leads back.
 
 Shapes: B images, C channels, H, W pixels of an image, h, w pixels of a view.
@@ -123,7 +123,7 @@ class Geometry:
         return largest ** (1 - u) * self.config.zoom**-u
 
     def max_offset(self, angle: Tensor, zoom: Tensor) -> Tensor:
-        """Return the largest distance (B, 2) from the centre of the image at which a view still fits, in x and y."""
+        """Return the largest distance (B, 2) from the center of the image at which a view still fits, in x and y."""
         return torch.tensor(self.half_image, device=angle.device) - zoom[:, None] * self.half_extent(angle)
 
     def max_offset_of_any(self, device: torch.device) -> Tensor:
@@ -199,6 +199,6 @@ class Geometry:
         config, (height, width) = self.config, self.size
         zoom = f", zoomed in up to {config.zoom:g} times" if config.zoom > 1 else ""
         return (
-            f"fixations of {height}x{width} pixels over {100 * config.view_fraction:.0f} % of the image's side; "
+            f"fixations of {height}x{width} pixels over {100 * config.view_fraction:.0f}% of the image's side; "
             f"saccades of up to {config.shift:g} sides and {config.rotation:g}°{zoom}"
         )

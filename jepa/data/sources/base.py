@@ -49,7 +49,7 @@ SPLIT_NAMES = {
 """Splits by the names that files, folders and tables give them."""
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
 """Names of the column of labels in a table, the first of which is used."""
-MAX_CLASSES = 1_000_000  # more classes than in any data set of images; larger numbers are identifiers
+MAX_CLASSES = 1_000_000  # more classes than in any dataset of images; larger numbers are identifiers
 
 
 class Source(ABC):
@@ -142,6 +142,6 @@ def check_class_numbers(highest: int, column: str, name: str | Path) -> None:
 def complete_class_names(names: Sequence[str], highest: int) -> tuple[str, ...]:
     """Return the names of the classes 0 … highest, with numbers for those that have no name.
 
-    Some data sets name fewer classes than they have.
+    Some datasets name fewer classes than they have.
     """
     return (*names, *(str(number) for number in range(len(names), highest + 1)))

@@ -1,4 +1,4 @@
-"""Source: a data set of the Hugging Face hub by name, through the package `datasets`."""
+"""Source: a dataset of the Hugging Face hub by name, through the package `datasets`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["HuggingFace"]
 
 
 class HuggingFace(Source):
-    """A data set of the Hugging Face hub, `owner/name` or `owner/name:configuration`."""
+    """A dataset of the Hugging Face hub, `owner/name` or `owner/name:configuration`."""
 
     config: HuggingFaceSource
 
@@ -28,7 +28,7 @@ class HuggingFace(Source):
         return {SPLIT_NAMES.get(str(split), str(split)): data for split, data in load(self.config.name).items()}
 
     def splits(self) -> list[str]:
-        """Return the splits of the data set, which is downloaded first if it is missing."""
+        """Return the splits of the dataset, which is downloaded first if it is missing."""
         return list(self.datasets)
 
     def open(self, split: str) -> SplitIndex:
@@ -37,7 +37,7 @@ class HuggingFace(Source):
 
 
 def load(name: str) -> Any:
-    """Load a data set. Raises `InputError` if it or the package `datasets` is not available."""
+    """Load a dataset. Raises `InputError` if it or the package `datasets` is not available."""
     if importlib.util.find_spec("datasets") is None:
         raise InputError(f"hf:{name} needs the package datasets; install it with pip install 'image-jepa[hub]'")
     import datasets  # takes seconds to import
@@ -45,7 +45,7 @@ def load(name: str) -> Any:
     path, _, configuration = name.partition(":")
     try:
         return datasets.load_dataset(path, configuration or None)  # type: ignore[attr-defined]
-    except Exception as error:  # any exception of the network, the hub or the data set's builder
+    except Exception as error:  # any exception of the network, the hub or the dataset's builder
         reason = " ".join(str(error).split())
         raise InputError(f"hf:{name} cannot be loaded: {reason[:300]}") from error
 

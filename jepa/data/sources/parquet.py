@@ -139,7 +139,7 @@ def _read_columns(files: list[Path], schema: pa.Schema, columns: list[str]) -> I
     for file in files:
         opened = open_parquet(file)
         if not opened.schema_arrow.equals(schema):
-            raise InputError(f"the columns of {file} differ from those of {files[0]}; give files of one data set")
+            raise InputError(f"the columns of {file} differ from those of {files[0]}; give files of one dataset")
         yield from opened.iter_batches(BATCH_ROWS, columns=columns)
 
 

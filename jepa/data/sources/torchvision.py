@@ -1,4 +1,4 @@
-"""Source: a data set of torchvision by name."""
+"""Source: a dataset of torchvision by name."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jepa.torchvision_guard import guard
 __all__ = ["Torchvision"]
 
 DATA_FOLDER = Path("data")
-"""Folder in which data sets of torchvision are expected, and to which they are downloaded."""
+"""Folder in which datasets of torchvision are expected, and to which they are downloaded."""
 ARRAY_DATASETS = frozenset({"CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN"})
 """Classes of torchvision that hold decoded images in memory; the others open image files."""
 ENCODED_BATCH, PATHS_BATCH = 1000, 10_000  # rows of one Arrow batch
 
 
 class Torchvision(Source):
-    """A data set of torchvision. Images without a file are stored as PNG."""
+    """A dataset of torchvision. Images without a file are stored as PNG."""
 
     config: TorchvisionSource
 
     def splits(self) -> list[str]:
-        """Return the splits of the data set, which is downloaded first if it is missing."""
+        """Return the splits of the dataset, which is downloaded first if it is missing."""
         name = self.config.name
         return cached_splits(self.cache, name, lambda: write_indexes(name, self.cache))
 
@@ -42,9 +42,9 @@ class Torchvision(Source):
 
 
 def write_indexes(name: str, cache: Path) -> list[str]:
-    """Write the index of every split of a data set to the folder `cache`; return the splits.
+    """Write the index of every split of a dataset to the folder `cache`; return the splits.
 
-    Raises `InputError` if the data set is missing and cannot be downloaded.
+    Raises `InputError` if the dataset is missing and cannot be downloaded.
     """
     guard()
     from torchvision import datasets  # takes a second to import
@@ -65,7 +65,7 @@ def write_indexes(name: str, cache: Path) -> list[str]:
 
 
 def _load(name: str, build: Callable[..., Any]) -> Any:
-    """Build a data set, and download it if it is missing."""
+    """Build a dataset, and download it if it is missing."""
     try:
         return build(download=False)
     except (RuntimeError, OSError):
@@ -89,7 +89,7 @@ def _class_names(dataset: Any, class_name: str) -> list[str]:
 
 
 def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the images of a data set that is in memory, as PNG."""
+    """Yield the images of a dataset that is in memory, as PNG."""
     for samples in _batches(dataset, ENCODED_BATCH):
         files = []
         for image, _ in samples:
@@ -101,7 +101,7 @@ def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _paths(dataset: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the paths of the images of a data set, which its loader returns."""
+    """Yield the paths of the images of a dataset, which its loader returns."""
     for samples in _batches(dataset, PATHS_BATCH):
         files = [Path(path).resolve() for path, _ in samples]
         sizes = np.array([file.stat().st_size for file in files], dtype=np.int64)
