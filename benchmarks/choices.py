@@ -1,12 +1,12 @@
-"""Evaluate a change of a recipe on held-out training images, so that the test set is used for the final table only.
+"""Evaluate a change to a recipe on held-out training images, reserving the test set for the final table.
 
     python benchmarks/choices.py demo --steps 400 --objective.variance 0.04 --objective.covariance 0.04
     python benchmarks/choices.py ijepa-cifar10 --data cifar10 --steps 500 --backbone.stem patch-conv
     python benchmarks/choices.py saccade-cifar10 --data cifar10 --steps 800 --objective.inverse 0
 
-Takes the arguments of `jepa train` except --run, trains without online evaluations into a temporary folder, and prints
-the tables of `jepa evaluate`: fitted on up to 20,000 and scored on up to 5,000 (a fifth of small datasets) other
-training images. The encoder was trained on all of them, without labels.
+Takes the arguments of `jepa train` except --run, trains into a temporary folder without online evaluation, and prints
+the tables of `jepa evaluate`. Probes are fitted on up to 20,000 training images and scored on up to 5,000 others (a
+fifth of small datasets). The encoder is trained on all of them, without labels.
 """
 
 from __future__ import annotations

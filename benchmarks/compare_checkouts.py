@@ -1,13 +1,13 @@
-"""Check that two checkouts of this repository train bitwise the same models.
+"""Check that two checkouts of this repository train bitwise identical models.
 
     git worktree add /tmp/before v0.1.0
     python benchmarks/compare_checkouts.py /tmp/before .
     python benchmarks/compare_checkouts.py /tmp/before . --only demo --only saccade
 
-Every case is a short training run on the CPU, started as a process of its own in both checkouts with the same Python.
-Prints a table with the largest difference of any logged loss and of any tensor of the last checkpoint (weights and
-optimizer state), and exits with 1 unless all of them are 0. The largest difference of the scores of online evaluations
-is printed as well. Metrics that only one of the checkouts logs are listed.
+Each case is a short training run on the CPU, in a separate process per checkout with the same Python. Prints a table of
+the largest differences between logged losses and between tensors of the last checkpoints (weights and optimizer state),
+and exits with 1 unless all of them are 0. Also prints the largest difference between online evaluation scores, and
+lists metrics logged by only one of the checkouts.
 """
 
 from __future__ import annotations
@@ -27,25 +27,25 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-NOT_COMPARED = {"images_per_s", "data_wait"}  # timings
+NOT_COMPARED = {"images_per_s", "data_wait"}  # metrics that are timings
 SHORT = ("--steps", "6", "--log-every", "1", "--save-every", "3", "--device", "cpu")
 
 
 @dataclass(frozen=True)
 class Case:
-    """One training run, or several into the same folder, each with the flags of `jepa train`."""
+    """One or more training runs into the same folder, each given by the flags of `jepa train`."""
 
     runs: tuple[tuple[str, ...], ...]
     processes: int = 1
 
 
 def short(recipe: str, *flags: str, processes: int = 1) -> Case:
-    """Return a run of six steps."""
+    """Return a six-step run."""
     return Case(((recipe, *SHORT, *flags),), processes)
 
 
 def resumed(recipe: str, *flags: str) -> Case:
-    """Return a run that ends after three steps and is resumed for three more."""
+    """Return a run that stops after three steps and is resumed for three more."""
     return Case(((recipe, *SHORT, "--steps", "3", *flags), (recipe, *SHORT, "--resume", *flags)))
 
 
@@ -83,41 +83,43 @@ CASES = {
 
 
 def write_folder(folder: Path) -> None:
-    """Write 240 noisy photos of three classes and several sizes."""
+    """Write 240 noisy photos of three classes in several sizes."""
     random = np.random.default_rng(0)
-    for number in range(240):
+    for i in range(240):
         small = random.integers(0, 256, (6, 8, 3), dtype=np.uint8)
-        photo = Image.fromarray(small).resize((96 + number % 7 * 8, 80), Image.Resampling.BICUBIC)
-        target = folder / f"class{number % 3}" / f"{number:03d}.png"
+        photo = Image.fromarray(small).resize((96 + i % 7 * 8, 80), Image.Resampling.BICUBIC)
+        target = folder / f"class{i % 3}" / f"{i:03d}.png"
         target.parent.mkdir(parents=True, exist_ok=True)
         photo.save(target)
 
 
 def train(checkout: Path, case: Case, folder: Path, images: Path) -> Path:
-    """Train a case with the code of a checkout; return the run folder."""
+    """Train a case with the code of a checkout, and return the run folder."""
     run = folder / "run"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(checkout), "CUDA_VISIBLE_DEVICES": ""}
     for flags in case.runs:
         flags = tuple(str(images) if flag == "FOLDER" else flag for flag in flags)
-        start = [sys.executable, "-m", "jepa", "train"]
+        command = [sys.executable, "-m", "jepa", "train"]
         if case.processes > 1:
             torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.processes), "--")
-            start = [sys.executable, *torchrun, str(checkout / "jepa" / "train.py")]
-        done = subprocess.run(
-            [*start, *flags, "--run", str(run)],
+            command = [sys.executable, *torchrun, str(checkout / "jepa" / "train.py")]
+        result = subprocess.run(
+            [*command, *flags, "--run", str(run)],
             cwd=folder,
             env=environment,
             capture_output=True,
             text=True,
             check=False,
         )
-        if done.returncode:
-            raise SystemExit(f"{checkout}: {' '.join(flags)} ended with {done.returncode}\n{done.stderr[-2000:]}")
+        if result.returncode:
+            raise SystemExit(
+                f"{checkout}: {' '.join(flags)} failed with exit code {result.returncode}\n{result.stderr[-2000:]}"
+            )
     return run
 
 
 def metrics(run: Path, online: bool) -> dict[tuple[int, str], float]:
-    """Read the logged losses, or the scores of online evaluations, by step and name."""
+    """Read the logged losses, or the online evaluation scores, by step and name."""
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     return {
         (record["step"], name): value
@@ -129,7 +131,7 @@ def metrics(run: Path, online: bool) -> dict[tuple[int, str], float]:
 
 
 def compare_metrics(runs: Sequence[Path], online: bool) -> tuple[int, float, set[str]]:
-    """Return the number of common metrics, their largest difference, and the names that one run logs only."""
+    """Return the number of common metrics, their largest difference, and the names logged by only one run."""
     before, after = (metrics(run, online) for run in runs)
     common = before.keys() & after.keys()
     largest = max((abs(before[key] - after[key]) for key in common), default=0.0)
@@ -137,7 +139,7 @@ def compare_metrics(runs: Sequence[Path], online: bool) -> tuple[int, float, set
 
 
 def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> float:
-    """Return the largest absolute difference of two checkpoints; infinite where names or shapes differ."""
+    """Return the largest absolute difference between two checkpoints, or infinity if names or shapes differ."""
     if first.keys() != second.keys() or any(first[name].shape != second[name].shape for name in first):
         return float("inf")
     pairs = [(first[name], second[name]) for name in first if not torch.equal(first[name], second[name])]
@@ -145,24 +147,26 @@ def largest_difference(first: dict[str, torch.Tensor], second: dict[str, torch.T
 
 
 def main() -> None:
-    """Train every case in both checkouts and print a row for each."""
+    """Train every case in both checkouts and print one row per case."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("before", type=Path)
-    parser.add_argument("after", type=Path)
-    parser.add_argument("--only", action="append", help="run the cases whose name contains this")
-    given = parser.parse_args()
-    chosen = {
-        name: case for name, case in CASES.items() if given.only is None or any(part in name for part in given.only)
+    parser.add_argument("before", type=Path, help="first checkout")
+    parser.add_argument("after", type=Path, help="second checkout")
+    parser.add_argument("--only", action="append", help="run only cases whose names contain this text (repeatable)")
+    arguments = parser.parse_args()
+    cases = {
+        name: case
+        for name, case in CASES.items()
+        if arguments.only is None or any(text in name for text in arguments.only)
     }
     equal, one_sided = True, set()
     print(f"{'':<44}{'losses':>20}{'tensors':>20}{'online scores':>20}")
-    print(f"{'case':<44}" + 3 * f"{'number':>8}{'difference':>12}")
+    print(f"{'case':<44}" + 3 * f"{'count':>8}{'difference':>12}")
     with tempfile.TemporaryDirectory() as temporary:
         write_folder(Path(temporary) / "images")
-        for number, (name, case) in enumerate(chosen.items()):
+        for i, (name, case) in enumerate(cases.items()):
             runs = []
-            for side, checkout in (("before", given.before), ("after", given.after)):
-                folder = Path(temporary) / side / str(number)
+            for side, checkout in (("before", arguments.before), ("after", arguments.after)):
+                folder = Path(temporary) / side / str(i)
                 folder.mkdir(parents=True)
                 runs.append(train(checkout.resolve(), case, folder, Path(temporary) / "images"))
             num_losses, loss, names = compare_metrics(runs, online=False)
@@ -172,10 +176,10 @@ def main() -> None:
             weight = largest_difference(*tensors)
             equal &= num_losses > 0 and loss == weight == 0
             columns = ((num_losses, loss), (len(tensors[0]), weight), (num_scores, score))
-            print(f"{name:<44}" + "".join(f"{number:>8}{value:>12.4g}" for number, value in columns), flush=True)
+            print(f"{name:<44}" + "".join(f"{count:>8}{value:>12.4g}" for count, value in columns), flush=True)
     if one_sided:
-        print(f"logged by one checkout only: {', '.join(sorted(one_sided))}")
-    print("losses and tensors are bitwise equal" if equal else "DIFFERENT")
+        print(f"logged by only one checkout: {', '.join(sorted(one_sided))}")
+    print("losses and tensors are bitwise identical" if equal else "DIFFERENT")
     sys.exit(not equal)
 
 

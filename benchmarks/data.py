@@ -1,13 +1,13 @@
-"""Benchmark data loading: decoding compared with torchvision, indexing, memory, and the wait for data in training.
+"""Benchmark data loading: decoding compared with torchvision, indexing, memory, and time spent waiting for data.
 
-    python benchmarks/data.py decode            # 2,000 JPEGs of 1 to 12 megapixels to batches of 96 and 224 pixels
-    python benchmarks/data.py index             # first and second start on a folder of 200,000 small files
-    python benchmarks/data.py memory            # memory of the process after each of ten epochs
+    python benchmarks/data.py decode            # from 2,000 JPEGs of 1 to 12 megapixels to batches of 96 and 224 pixels
+    python benchmarks/data.py index             # first and second startup on a folder of 200,000 small files
+    python benchmarks/data.py memory            # process memory after each of ten epochs
     python benchmarks/data.py wait --data PATH/TO/cifar10
 
-`decode` alternates between this package and torchvision (ImageFolder, RandomResizedCrop, DataLoader) on the same files
-with the same number of workers, and prints the median of several rounds. Both produce float batches of random resized
-crops; this package decodes to a canvas in the workers and crops in the training process.
+`decode` alternates between this package and torchvision (ImageFolder, RandomResizedCrop, DataLoader) with the same
+files and the same number of workers, and prints the median over several rounds. Both produce float batches of random
+resized crops; this package decodes to a canvas in the workers and crops in the training process.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ from jepa.torchvision_guard import guard
 from jepa.train import train
 from jepa.transforms.crop import crop
 
-BATCH_SIZE = 50
-CROP_SCALE = (0.35, 1.0)  # area of a random crop as a share of the image
+BATCH_SIZE = 50  # number of images per batch
+CROP_SCALE = (0.35, 1.0)  # range of crop areas, as fractions of the image
 CPU = torch.device("cpu")
 
 
 def write_photos(folder: Path, count: int, seed: int = 0) -> float:
     """Write JPEGs of 1 to 12 megapixels that resemble photos; return their mean size in megapixels."""
     rng = np.random.default_rng(seed)
-    photos = [draw_photo(rng) for _ in range(8)]  # each takes seconds, so files are crops of a few
+    photos = [draw_photo(rng) for _ in range(8)]  # each takes seconds, so all files are crops of a few photos
     (folder / "class").mkdir(parents=True, exist_ok=True)
     total = 0.0
     for number in range(count):
@@ -64,7 +64,7 @@ def write_photos(folder: Path, count: int, seed: int = 0) -> float:
 
 
 def draw_photo(rng: np.random.Generator) -> np.ndarray:
-    """Draw an image of 3000 x 4000 pixels with the spectrum of photos, 1/f, correlated channels and noise."""
+    """Draw an image of 3000 x 4000 pixels with the 1/f spectrum of photos, correlated channels and noise."""
     frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(4000), np.fft.rfftfreq(3000), indexing="ij")) + 1 / 4000
     noise = np.fft.rfft2(rng.standard_normal((3, 4000, 3000), dtype=np.float32))
     light, *color = np.fft.irfft2(noise / frequency**1.25, s=(4000, 3000))
@@ -75,7 +75,7 @@ def draw_photo(rng: np.random.Generator) -> np.ndarray:
 
 
 def jepa_batches(folder: Path, size: int, workers: int, count: int) -> Iterator[torch.Tensor]:
-    """Yield batches of random resized crops as this package makes them, without a cache."""
+    """Yield batches of random resized crops made by this package, without a cache."""
     canvas = math.ceil(size / math.sqrt(CROP_SCALE[0]) / 8) * 8
     dataset = open_dataset(DataConfig(source=str(folder), image_size=size, canvas=canvas, cache_gb=0.0))
     assert dataset is not None
@@ -87,7 +87,7 @@ def jepa_batches(folder: Path, size: int, workers: int, count: int) -> Iterator[
 
 
 def torchvision_batches(folder: Path, size: int, workers: int, count: int) -> Iterator[torch.Tensor]:
-    """Yield batches of random resized crops as torchvision and torch make them."""
+    """Yield batches of random resized crops made by torchvision and torch."""
     guard()
     from torchvision import datasets, transforms
 
@@ -106,7 +106,7 @@ LOADERS = {
 
 
 def measure_in_process(folder: Path, loader: str, size: int, workers: int, count: int) -> float:
-    """Return `images_per_second`, measured in a new process."""
+    """Measure `images_per_second` in a new process."""
     arguments = f"{str(folder)!r}, {loader!r}, size={size}, workers={workers}, count={count}"
     code = f"import data; print(data.images_per_second({arguments}))"
     command = [sys.executable, "-c", code]
@@ -115,11 +115,11 @@ def measure_in_process(folder: Path, loader: str, size: int, workers: int, count
 
 
 def images_per_second(folder: str, loader: str, size: int, workers: int, count: int) -> float:
-    """Return the speed of a loader from the first call to the last batch, in a process set up as for training."""
+    """Return the throughput of a loader from the first call to the last batch, in a process set up as for training."""
     if loader != "torchvision":
         keep_freed_memory()
     guard()
-    from torchvision import datasets, transforms  # noqa: F401  (the import takes seconds, which are not measured)
+    from torchvision import datasets, transforms  # noqa: F401  (excludes the import time of seconds)
 
     start, count_done = time.perf_counter(), 0
     for batch in LOADERS[loader](Path(folder), size, workers, count):
@@ -129,7 +129,7 @@ def images_per_second(folder: str, loader: str, size: int, workers: int, count: 
 
 
 def decode(arguments: argparse.Namespace) -> None:
-    """Compare the speed from JPEG files to batches."""
+    """Compare the throughput from JPEG files to batches."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch) / "photos"
         megapixels = write_photos(folder, arguments.images)
@@ -154,7 +154,7 @@ INDEX_CODE = """
 import sys, time
 from pathlib import Path
 from jepa.data import open_source, step_order
-from jepa.data.sources import folder  # imported now: only the index is measured
+from jepa.data.sources import folder  # imported here to exclude the import time
 
 def peak_megabytes():
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 1024
@@ -169,7 +169,7 @@ print(f"{len(index.files):,} | {seconds:.2f} | {megabytes:.0f} MB per million im
 
 
 def index(arguments: argparse.Namespace) -> None:
-    """Measure the first and the second start on a folder of many files, each in a new process."""
+    """Measure the first and second startup on a folder of many files, each in a new process."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch) / "many"
         pixel = Path(scratch) / "pixel.png"
@@ -179,8 +179,8 @@ def index(arguments: argparse.Namespace) -> None:
             if number % 1000 == 0:
                 (folder / f"class-{number // 1000:03}").mkdir(parents=True)
             (folder / f"class-{number // 1000:03}" / f"image-of-a-thing-{number:07}.png").write_bytes(content)
-        time.sleep(3)  # an index that is written within two seconds of a change is written again
-        print("| start | images | seconds | memory |\n|---|---|---|---|")
+        time.sleep(3)  # an index written within two seconds of a change is rebuilt
+        print("| startup | images | seconds | memory |\n|---|---|---|---|")
         for name in ("first", "second"):
             command = [sys.executable, "-c", INDEX_CODE, str(folder), str(Path(scratch) / "cache")]
             result = subprocess.run(command, check=True, capture_output=True, text=True)
@@ -188,14 +188,14 @@ def index(arguments: argparse.Namespace) -> None:
 
 
 def memory(arguments: argparse.Namespace) -> None:
-    """Print the memory of the process after each of ten epochs of small images, without and with a cache."""
+    """Print the process memory after each of ten epochs of small images, with and without a cache."""
     with tempfile.TemporaryDirectory(dir=arguments.scratch) as scratch:
         folder = Path(scratch) / "few"
         folder.mkdir()
         rng = np.random.default_rng(0)
         for number in range(arguments.images):
             Image.fromarray(rng.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(folder / f"{number}.png")
-        for name, cache_gb in (("decoded in every epoch", 0.0), ("cached", 8.0)):
+        for name, cache_gb in (("without a cache", 0.0), ("with a cache", 8.0)):
             config = DataConfig(source=str(folder), image_size=32, canvas=32, cache_gb=cache_gb)
             dataset = open_dataset(config, cache=Path(scratch) / "cache")
             assert dataset is not None
@@ -216,7 +216,7 @@ def memory(arguments: argparse.Namespace) -> None:
 
 
 def wait(arguments: argparse.Namespace) -> None:
-    """Train `ijepa-cifar10` for some steps, and print the share of the time in which the loop waits for data."""
+    """Train `ijepa-cifar10` for a few steps, and print the fraction of time spent waiting for data."""
     config = recipe("ijepa-cifar10")
     data = dataclasses.replace(config.data, source=arguments.data)
     config = dataclasses.replace(config, data=data, steps=arguments.steps, eval_every=0, save_every=arguments.steps)
@@ -224,20 +224,20 @@ def wait(arguments: argparse.Namespace) -> None:
         for name in ("first", "second"):
             run: Run = train(config, Path(scratch) / name)
             records = [record for record in run.metrics() if "data_wait" in record]
-            share = statistics.median(record["data_wait"] for record in records)
+            fraction = statistics.median(record["data_wait"] for record in records)
             speed = statistics.median(record["images_per_s"] for record in records)
             milliseconds = config.batch_size / speed * 1e3
-            print(f"{name} start: waits for data {share:.2%} of a step of {milliseconds:.0f} ms")
+            print(f"{name} startup: {fraction:.2%} of a {milliseconds:.0f} ms step is spent waiting for data")
 
 
 def main() -> None:
-    """Run one of the benchmarks."""
+    """Run the selected benchmark."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("benchmark", choices=["decode", "index", "memory", "wait"])
-    parser.add_argument("--images", type=int, default=None, help="number of files; 2,000, or 200,000 for index")
+    parser.add_argument("--images", type=int, default=None, help="number of files (default: 2,000; 200,000 for index)")
     parser.add_argument("--workers", type=int, default=2, help="number of decoding processes")
-    parser.add_argument("--rounds", type=int, default=3, help="repetitions of decode")
-    parser.add_argument("--steps", type=int, default=200, help="steps of wait")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds of decode")
+    parser.add_argument("--steps", type=int, default=200, help="number of training steps of wait")
     parser.add_argument("--data", default="cifar10", help="data source of wait")
     parser.add_argument("--scratch", default=None, help="folder for temporary files")
     arguments = parser.parse_args()

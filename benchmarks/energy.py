@@ -1,13 +1,13 @@
-"""Speed and memory of the Energy Transformer, and the step sizes at which its energy falls at every step.
+"""Speed and memory of the Energy Transformer, and the step sizes at which its energy decreases at every step.
 
-    python benchmarks/energy.py speed              # the closed-form gradient, autograd in the forward pass, and a ViT
+    python benchmarks/energy.py speed              # closed-form gradient, autograd in the forward pass, and a ViT
     python benchmarks/energy.py speed --steps 30 --device cuda --bf16
-    python benchmarks/energy.py descent RUN        # the largest α at which the energy of a run falls at every step
+    python benchmarks/energy.py descent RUN        # largest α at which the energy decreases at every step
 
 `speed` times the forward and backward pass of the trunk alone on a batch of tokens. All variants except the ViT have
-the same weights; the time of the ViT is scaled to the same FLOPs (matrix products of the forward and backward pass,
-counted by torch, without recomputation). The variants take turns in one process. Peak memory is measured in a separate
-process for each variant, and is the increase during the step.
+the same weights. The time of the ViT is scaled to equal FLOPs (matrix products of the forward and backward pass,
+counted by torch, excluding recomputation). Variants are timed alternately in one process. Peak memory is the increase
+during a step, measured in a separate process per variant.
 """
 
 from __future__ import annotations
@@ -36,19 +36,19 @@ from jepa.distributed import keep_freed_memory
 from jepa.runs import Run, load_encoder
 
 NUM_HEADS, BATCH_TOKENS = 4, 4096
-NUM_IMAGES = 500  # whose energies are traced
+NUM_IMAGES = 500  # number of images to trace energies of
 WARMUP_STEPS = 2
 ALPHAS = [0.1, 0.3, 1.0, 3.0, 10.0, 100.0, 1e4, 1e6]
 VARIANTS = ("written out", "jacrev", "func.grad", "ViT")
 
 
 class AutogradTrunk(EnergyTrunk):
-    """The same trunk with ∂E/∂g by automatic differentiation inside the forward pass."""
+    """The same trunk, with ∂E/∂g computed by automatic differentiation inside the forward pass."""
 
     differentiate: Callable[..., Callable[[Tensor], Tensor]]
 
     def descend(self, x: Tensor, mask: EnergyMask) -> Iterator[Tensor]:
-        """Yield the tokens before the first step and after each."""
+        """Yield the tokens before the first step and after each step."""
 
         def total_energy(g: Tensor) -> Tensor:
             attention, hopfield = self.energy(g, mask)
@@ -75,7 +75,7 @@ def build(variant: str, dim: int, depth: int, device: torch.device) -> nn.Module
 def make_step(
     variant: str, num_tokens: int, arguments: argparse.Namespace, batch_size: int | None = None
 ) -> Callable[[], None]:
-    """Return a function that does a forward and backward pass on images of `num_tokens` tokens each.
+    """Return a function that runs a forward and backward pass on images of `num_tokens` tokens each.
 
     By default, the batch has BATCH_TOKENS tokens.
     """
@@ -109,7 +109,7 @@ def measure_peak(variant: str, num_tokens: int, arguments: argparse.Namespace) -
     flags += ["--device", arguments.device, *(["--bf16"] if arguments.bf16 else [])]
     environment = os.environ | {
         "MALLOC_MMAP_THRESHOLD_": "65536"
-    }  # glibc returns large blocks as soon as they are freed
+    }  # makes glibc return large blocks as soon as they are freed
     command = [sys.executable, __file__, *flags]
     result = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     return float(json.loads(result.stdout))
@@ -118,21 +118,21 @@ def measure_peak(variant: str, num_tokens: int, arguments: argparse.Namespace) -
 def memory(arguments: argparse.Namespace) -> None:
     """Print the peak memory of a step of one variant, in MB."""
     step = make_step(arguments.variant, arguments.tokens, arguments)
-    make_step(arguments.variant, arguments.tokens, arguments, batch_size=1)()  # loads the libraries
+    make_step(arguments.variant, arguments.tokens, arguments, batch_size=1)()  # load the libraries first
     if arguments.device != "cpu":
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
         step()
         print((torch.cuda.max_memory_allocated() - before) / 1e6)
         return
-    Path("/proc/self/clear_refs").write_text("5")  # resets the peak
+    Path("/proc/self/clear_refs").write_text("5")  # reset the peak
     before = resident_memory("VmRSS")
     step()
     print(resident_memory("VmHWM") - before)
 
 
 def resident_memory(name: str) -> float:
-    """Return the memory of this process in MB, current (VmRSS) or at its peak (VmHWM). Linux only."""
+    """Return the memory of this process in MB, current (VmRSS) or peak (VmHWM). Linux only."""
     line = next(line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(name))
     return int(line.split()[1]) / 1e3
 
@@ -149,7 +149,7 @@ def speed(arguments: argparse.Namespace) -> None:
     for num_tokens in arguments.tokens_list:
         steps = {variant: make_step(variant, num_tokens, arguments) for variant in VARIANTS}
         flops = {"ViT": count_flops(steps["ViT"])}
-        flops |= dict.fromkeys(VARIANTS[:3], count_flops(steps["func.grad"]))  # the same for all, without recomputation
+        flops |= dict.fromkeys(VARIANTS[:3], count_flops(steps["func.grad"]))  # equal for all, excluding recomputation
         times: dict[str, list[float]] = {variant: [] for variant in VARIANTS}
         for repeat in range(arguments.steps + WARMUP_STEPS):
             for variant, step in steps.items():
@@ -170,7 +170,7 @@ def speed(arguments: argparse.Namespace) -> None:
 
 @torch.no_grad()
 def energy_trace(arguments: argparse.Namespace) -> None:
-    """Print the largest α at which the energy of 500 test images falls at every step, in float64."""
+    """Print the largest α at which the energy of 500 test images decreases at every step, in float64."""
     run = Run.open(arguments.run)
     encoder = load_encoder(arguments.run).double()
     dataset = open_dataset(run.config.data, "test")
@@ -181,7 +181,7 @@ def energy_trace(arguments: argparse.Namespace) -> None:
     trunk = backbone.trunk
     tokens = [backbone.embed_patches(encoder.prepare(batch.double() / 255))[0] for batch in pixels.split(50)]
     gamma = float(trunk.norm.gamma())
-    print(f"{arguments.run}: trained with α = {float(trunk.alpha()):.3g}, T = {trunk.num_steps}; γ is {gamma:.3g}")
+    print(f"{arguments.run}: trained with α = {float(trunk.alpha()):.3g}, T = {trunk.num_steps}; γ = {gamma:.3g}")
     for num_steps in (trunk.num_steps, 50):
         trunk.num_steps = num_steps
         largest = 0.0
@@ -189,13 +189,13 @@ def energy_trace(arguments: argparse.Namespace) -> None:
             trunk.alpha.log.fill_(math.log(alpha))
             energy = torch.cat([trunk.energies(batch).total for batch in tokens], 1)
             falling = 100 * float((energy[1:] < energy[:-1]).all(0).double().mean())
-            share = f"{falling:.1f}% of {len(pixels)} images"
-            print(f"    T {num_steps:>2}, α {alpha:<6.3g} falls at every step for {share}")
+            fraction = f"{falling:.1f}% of {len(pixels)} images"
+            print(f"    T {num_steps:>2}, α {alpha:<6.3g} decreases at every step for {fraction}")
             if falling < 100:
                 break
             largest = alpha
-        note = ", the largest tried" if largest == ALPHAS[-1] else ""
-        print(f"T {num_steps}: falls at every step up to α = {largest:.3g}{note}")
+        note = ", the largest value tried" if largest == ALPHAS[-1] else ""
+        print(f"T {num_steps}: decreases at every step up to α = {largest:.3g}{note}")
 
 
 def count_flops(step: Callable[[], None]) -> int:
@@ -211,14 +211,12 @@ def parse_arguments() -> argparse.Namespace:
     commands = parser.add_subparsers(required=True)
     sub = commands.add_parser("descent")
     sub.set_defaults(command=energy_trace)
-    sub.add_argument("run", help="folder of a run with an Energy Transformer")
+    sub.add_argument("run", help="run folder with an Energy Transformer")
     for name, command in (("speed", speed), ("memory", memory)):
         sub = commands.add_parser(name)
         sub.set_defaults(command=command)
         sub.add_argument("--dim", type=int, default=256)
-        sub.add_argument(
-            "--depth", type=int, default=6, help="number of steps T of the Energy Transformer, and of blocks of the ViT"
-        )
+        sub.add_argument("--depth", type=int, default=6, help="number of Energy Transformer steps T and of ViT blocks")
         sub.add_argument("--device", default="cpu")
         sub.add_argument("--bf16", action="store_true")
         if name == "speed":

@@ -1,10 +1,10 @@
 """Compare the measures of features with those of scikit-learn and scikit-dimension.
 
-    python benchmarks/evaluation.py probes      # kNN and linear probe of 50,000 x 192 features, against scikit-learn
-    python benchmarks/evaluation.py dimension   # points of known dimension; needs `pip install scikit-dimension`
-    python benchmarks/evaluation.py memory      # correlation dimension of 50,000 points: time and peak memory
+    python benchmarks/evaluation.py probes      # kNN and linear probe on 50,000 x 192 features, against scikit-learn
+    python benchmarks/evaluation.py dimension   # sets of known dimension; needs `pip install scikit-dimension`
+    python benchmarks/evaluation.py memory      # time and peak memory of the correlation dimension of 50,000 points
 
-Each command prints one table. Times depend on the machine: compare them within a table only.
+Each command prints one table. Times depend on the machine, so compare them only within a table.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ SEEDS = 6
 
 
 def planted(count: int, seed: int) -> Features:
-    """Draw features of overlapping classes whose axes have very different variances, like those of networks."""
+    """Draw features of overlapping classes along axes of widely varying variance, like those of networks."""
     fixed, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -1.5, WIDTH)
     mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=fixed))[0]
@@ -42,14 +42,14 @@ def planted(count: int, seed: int) -> Features:
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, float]:
-    """Return the result of a function and its time in seconds."""
+    """Return the result of a function and its run time in seconds."""
     start = time.perf_counter()
     result = work()
     return result, time.perf_counter() - start
 
 
 def probes(rounds: int) -> None:
-    """Compare accuracy and time of kNN, and of logistic regression with one penalty."""
+    """Compare the accuracy and time of kNN, and of logistic regression with a fixed penalty."""
     import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
@@ -91,11 +91,11 @@ def probes(rounds: int) -> None:
             f"{their_seconds / seconds:>8.1f}"
         )
     accuracies, seconds = timed(lambda: knn(train, test, (1, 2, 5, 10, 20, 50, 100, 200)))
-    print(f"\nkNN with {len(accuracies)} k from 1 to 200 in one pass: {seconds:.2f} s")
+    print(f"\nkNN with {len(accuracies)} values of k from 1 to 200 in one pass: {seconds:.2f} s")
 
 
 def draw_points(kind: str, dimension: int, seed: int, count: int = 5000) -> Tensor:
-    """Draw uniform points of a cube or a sphere, or Gaussian ones, randomly rotated in 64 dimensions."""
+    """Draw points from a uniform cube, a uniform sphere or a Gaussian, randomly rotated in 64 dimensions."""
     generator = torch.Generator().manual_seed(seed)
     if kind == "cube":
         x = torch.rand(count, dimension, generator=generator)
@@ -111,7 +111,7 @@ def dimension() -> None:
     """Compare correlation dimensions of known sets with CorrInt of scikit-dimension on the same points."""
     from skdim.id import CorrInt
 
-    print(f"5,000 points in 64 dimensions, {SEEDS} draws: mean |error| (largest), percent of the dimension\n")
+    print(f"5,000 points in 64 dimensions, {SEEDS} draws: mean (max) |error|, percent of the dimension\n")
     print(f"{'':<10}{'ours':>15}{'estimated error':>17}{'CorrInt':>15}{'ours worse in':>15}{'slope in region':>17}")
     for kind, dimensions in {"cube": (1, 2, 3, 5, 8), "sphere": (1, 2, 3, 5, 8), "gauss": (8, 20)}.items():
         for true in dimensions:
@@ -133,14 +133,14 @@ def dimension() -> None:
 
 
 def memory() -> None:
-    """Print the time and the peak memory of this process for the correlation dimension of 50,000 points."""
+    """Print the time and peak memory of the correlation dimension of 50,000 points."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(50_000, 8, generator=generator) @ torch.randn(8, WIDTH, generator=generator)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
     estimate, seconds = timed(lambda: correlation_dimension(x))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
-    print(f"50,000 points of dimension 8 in {WIDTH}: {estimate.value:.2f} ± {estimate.error:.2f}, {seconds:.0f} s")
-    print(f"peak memory {peak:.2f} GB, {before:.2f} GB of it before")
+    print(f"50,000 x {WIDTH} points of dimension 8: {estimate.value:.2f} ± {estimate.error:.2f}, {seconds:.0f} s")
+    print(f"peak memory {peak:.2f} GB, of which {before:.2f} GB before the estimate")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
-"""Measure the padding, symmetry and speed of mask sampling, over 200,000 samples per grid.
+"""Measure the padding, symmetry and speed of mask sampling on 200,000 samples per grid.
 
     python benchmarks/masks.py
 
-Prints, for each grid, the size and padding of context and targets, the largest difference in frequency between a
+For each grid, prints the size and padding of context and targets, the largest difference in frequency between a
 position and its mirror image, and the number of tokens in both context and targets. Then prints the time to sample the
-masks of a batch, as a share of a training step of the recipe `ijepa-cifar10` with 256 images.
+masks of a batch of 256 images, as a fraction of a training step of the recipe `ijepa-cifar10`.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jepa.rng import Rng
 from jepa.runs import fresh_objective
 from jepa.transforms.masks import MaskSampler
 
-BATCH_SIZE = 2000  # masks sampled at a time
+BATCH_SIZE = 2000  # number of masks sampled at a time
 WARMUP_CALLS = 2
 GRIDS = [(16, 16), (14, 14), (8, 8), (7, 7), (4, 4), (14, 10)]
 
@@ -37,7 +37,7 @@ def asymmetry(frequency: Tensor, grid: tuple[int, int]) -> float:
 
 
 def measure(grid: tuple[int, int], num_samples: int) -> str:
-    """Sample masks on one grid and return the row of the table."""
+    """Sample masks on one grid, and return its row of the table."""
     sampler, num_tokens = MaskSampler(MaskConfig(), grid), grid[0] * grid[1]
     context_frequency, target_frequency = torch.zeros(num_tokens), torch.zeros(num_tokens)
     context_padding = target_padding = context_size = overlaps = 0.0
@@ -73,7 +73,7 @@ def median_ms(call: Callable[[], object], repeats: int) -> float:
 
 
 def timing(batch_size: int = 256) -> str:
-    """Return the time of sampling masks, and of a forward and backward pass without it."""
+    """Return the time to sample masks and that of a forward and backward pass, as text."""
     config = recipe("ijepa-cifar10")
     data = dataclasses.replace(config.data, mean=(0.5,) * 3, std=(0.25,) * 3)
     objective = fresh_objective(dataclasses.replace(config, data=data))
@@ -83,14 +83,14 @@ def timing(batch_size: int = 256) -> str:
     step = median_ms(lambda: objective(inputs)["loss"].backward(), 10)
     sampler: MaskSampler = objective.masks  # type: ignore[assignment]
     sampling = median_ms(lambda: sampler.sample(Rng(0, 0, positions)), 50)
-    share = 100 * sampling / step
-    return f"masks of a batch of {batch_size}: {sampling:.2f} ms, {share:.2f}% of a step of {step:.0f} ms"
+    percentage = 100 * sampling / step
+    return f"masks of a batch of {batch_size}: {sampling:.2f} ms, {percentage:.2f}% of a step of {step:.0f} ms"
 
 
 def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--samples", type=int, default=200_000)
+    parser.add_argument("--samples", type=int, default=200_000, help="number of samples per grid")
     num_samples = parser.parse_args().samples
     print(f"{num_samples:,} samples of the default multi-block masks")
     print(

@@ -1,10 +1,10 @@
-"""Compare stems before training: the scale of their output, and how far the features are linear in the pixels.
+"""Compare untrained stems: the scale of their output, and how linear the features are in the pixels.
 
     python benchmarks/stems.py [RECIPE]        # energy-demo by default; takes a minute
 
-Prints for every stem: the standard deviation of its output over images, and the root mean square of the position
-embeddings that are added to it; the share of the variance of the averaged features that a ridge regression from raw
-pixels explains (R², fitted on four fifths of 10,000 training images and scored on the rest); and their RankMe.
+For each stem, prints the standard deviation of its output over images, the root mean square of the position embeddings
+added to it, the R² of a ridge regression from raw pixels to the mean features (fitted on four fifths of 10,000 training
+images and scored on the rest), and the RankMe of the features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from jepa.runs import fresh_objective
 
 RIDGE_PENALTY = 10.0
 MAX_IMAGES = 10_000
-STEMS = ("conv", "patch-conv", "linear", "conv with the initialization of PyTorch")
+STEMS = ("conv", "patch-conv", "linear", "conv with PyTorch initialization")
 
 
 @torch.no_grad()

@@ -1,14 +1,14 @@
-"""Speed of training: images/s, FLOP/s as a share of the matmul rate measured in the same run, and peak memory.
+"""Training speed: images/s, FLOP/s as a fraction of the matmul rate measured in the same run, and peak memory.
 
     python benchmarks/throughput.py                    # ViT 192x6 at 32 px, batch 128
-    python benchmarks/throughput.py --reference PATH   # and the modules of a checkout of facebookresearch/ijepa
+    python benchmarks/throughput.py --reference PATH   # also time a checkout of facebookresearch/ijepa
     python benchmarks/throughput.py --size base --patch 16 --image-size 224 --predictor 384x6x12 --compile  # on a GPU
-    python benchmarks/throughput.py --recipe saccade-cifar10 --convnets convnext_atto resnet18   # and the cost of views
+    python benchmarks/throughput.py --recipe saccade-cifar10 --convnets convnext_atto resnet18   # cost of views
 
-A step consists of crops, masks, forward pass, backward pass, AdamW and EMA. The step of the reference has masks but no
-crops. Both take turns in one process, so that other load on the machine affects both. FLOPs (matrix products and
-convolutions, forward and backward) are counted for each, because the reference cuts all contexts to the shortest one of
-the batch and so does less work per image: with 128 images of 8x8 tokens, --context-limit 0.15 makes the work equal.
+A step consists of crops, masks, forward pass, backward pass, AdamW and EMA. The reference step has masks but no crops.
+Both are timed alternately in one process, so that any other load affects both. FLOPs (matrix products and convolutions,
+forward and backward) are counted for each, because the reference truncates all contexts to the shortest in the batch
+and thus does less work per image. With 128 images of 8x8 tokens, --context-limit 0.15 equalizes the work.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ Step = Callable[[], None]
 
 
 def our_step(config: Config, device: torch.device, bf16: bool, compiled: bool) -> tuple[Step, Step]:
-    """Return a full training step of this project, and the sampling of views and masks alone."""
+    """Return a full training step of this project, and a function that only samples views and masks."""
     objective = fresh_objective(config).to(device)
     optimizer = build_optimizer(objective, config.optim)
     model = torch.compile(objective) if compiled else objective
@@ -67,7 +67,7 @@ def our_step(config: Config, device: torch.device, bf16: bool, compiled: bool) -
 
 
 def reference_step(path: Path, config: Config, device: torch.device, bf16: bool) -> Step:
-    """Return the same step with the modules and the mask collator of a checkout of facebookresearch/ijepa."""
+    """Return the same step with the modules and mask collator of a checkout of facebookresearch/ijepa."""
     sys.path.insert(0, str(path))
     from src.masks.multiblock import MaskCollator  # type: ignore[import-not-found]
     from src.masks.utils import apply_masks  # type: ignore[import-not-found]
@@ -85,7 +85,7 @@ def reference_step(path: Path, config: Config, device: torch.device, bf16: bool)
     target = copy.deepcopy(encoder).requires_grad_(False)
     optimizer = torch.optim.AdamW([*encoder.parameters(), *predictor.parameters()], lr=1e-3)
     masks = config.objective.masks
-    scales = (masks.context_scale, masks.target_scale, masks.target_aspect)  # its defaults differ from the paper
+    scales = (masks.context_scale, masks.target_scale, masks.target_aspect)  # the defaults differ from the paper
     collate = MaskCollator((side, side), patch, *scales, nenc=1, npred=masks.targets, min_keep=4, allow_overlap=False)
     images = [torch.rand(3, side, side) for _ in range(config.batch_size)]
 
@@ -110,7 +110,7 @@ def reference_step(path: Path, config: Config, device: torch.device, bf16: bool)
 
 
 def median_seconds(steps: dict[str, Step], repeats: int, device: torch.device) -> dict[str, float]:
-    """Return the median time of each step in seconds. The steps take turns."""
+    """Return the median time of each step in seconds. Steps are timed alternately."""
     times: dict[str, list[float]] = {name: [] for name in steps}
     for repeat in range(repeats + WARMUP_STEPS):
         for name, step in steps.items():
@@ -124,7 +124,7 @@ def median_seconds(steps: dict[str, Step], repeats: int, device: torch.device) -
 
 
 def count_flops(step: Step) -> int:
-    """Return the FLOPs of matrix products and convolutions in a step, averaged over three."""
+    """Return the FLOPs of matrix products and convolutions per step, averaged over three steps."""
     with FlopCounterMode(display=False) as counter:
         for _ in range(3):
             step()
@@ -132,7 +132,7 @@ def count_flops(step: Step) -> int:
 
 
 def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """Return the FLOP/s of a large square matrix product, the best of ten."""
+    """Return the best FLOP/s of a large square matrix product over ten repeats."""
     size = 2048 if device.type == "cpu" else 8192
     a, b = torch.randn(2, size, size, device=device, dtype=dtype).unbind()
     best = float("inf")
@@ -146,7 +146,7 @@ def matmul_rate(device: torch.device, dtype: torch.dtype) -> float:
 
 
 def print_recipe_table(arguments: argparse.Namespace, device: torch.device, bf16: bool) -> None:
-    """Print images/s of a recipe, with each ConvNet in `--convnets`, and the cost of its views and masks."""
+    """Print the images/s of a recipe with each ConvNet in `--convnets`, and the cost of its views and masks."""
     config = recipe(arguments.recipe)
     mean, std = (0.5,) * config.data.channels, (0.25,) * config.data.channels
     config = replace(config, data=replace(config.data, mean=mean, std=std))
@@ -154,7 +154,7 @@ def print_recipe_table(arguments: argparse.Namespace, device: torch.device, bf16
         "its backbone": config.backbone
     }
     print(f"{arguments.recipe}, batch {config.batch_size}, {device}, torch {torch.__version__}")
-    print(f"{'':<24}{'parameters':>12}{'MFLOP/image':>13}{'images/s':>10}{'views, % of a step':>20}")
+    print(f"{'':<24}{'parameters':>12}{'MFLOP/image':>13}{'images/s':>10}{'views, % of step':>20}")
     for name, backbone in backbones.items():
         changed = replace(config, backbone=backbone)
         step, views = our_step(changed, device, bf16, arguments.compile)
@@ -162,8 +162,8 @@ def print_recipe_table(arguments: argparse.Namespace, device: torch.device, bf16
         parameters = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
         mflops = count_flops(step) / config.batch_size / 1e6
         seconds = median_seconds({"step": step, "views": views}, arguments.steps, device)
-        rate, share = config.batch_size / seconds["step"], 100 * seconds["views"] / seconds["step"]
-        print(f"{name:<24}{parameters:>10.1f} M{mflops:>13,.0f}{rate:>10.0f}{share:>20.1f}")
+        rate, percentage = config.batch_size / seconds["step"], 100 * seconds["views"] / seconds["step"]
+        print(f"{name:<24}{parameters:>10.1f} M{mflops:>13,.0f}{rate:>10.0f}{percentage:>20.1f}")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -178,8 +178,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=15)
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--recipe", help="time this recipe instead of I-JEPA with the settings above")
-    parser.add_argument("--convnets", nargs="*", default=[], help="models of timm to use as its backbone")
+    parser.add_argument("--recipe", help="recipe to time instead of I-JEPA with the settings above")
+    parser.add_argument("--convnets", nargs="*", default=[], help="timm models to use as its backbone")
     parser.add_argument("--reference", type=Path, help="a checkout of facebookresearch/ijepa")
     return parser.parse_args()
 
@@ -187,7 +187,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Print the table."""
     arguments = parse_arguments()
-    keep_freed_memory()  # as `jepa train` does; the reference is faster with it as well
+    keep_freed_memory()  # as in `jepa train`; this speeds up the reference, too
     device = pick_device(arguments.device)
     bf16 = device.type == "cuda"
     if arguments.recipe:
@@ -219,7 +219,7 @@ def main() -> None:
         f"{sampler.num_targets} targets of {sampler.target_size}, {device}, torch {torch.__version__}"
     )
     print(f"matmul {peak / 1e9:,.0f} GFLOP/s")
-    print(f"{'':<12}{'images/s':>10}{'MFLOP/image':>13}{'GFLOP/s':>10}{'share':>8}{'ratio':>8}")
+    print(f"{'':<12}{'images/s':>10}{'MFLOP/image':>13}{'GFLOP/s':>10}{'of peak':>8}{'ratio':>8}")
     baseline = seconds.get("reference", seconds["eager"])
     for name, time_per_step in seconds.items():
         flop_rate, flops_per_image = flops[name] / time_per_step, flops[name] / config.batch_size

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from jepa.backbones import Encoder, build_encoder
 from jepa.config import OBJECTIVES, RECIPES, Config, CropConfig, ObjectiveConfig, recipe
 from jepa.data import Batch
-from jepa.objectives.base import Objective, ema_update, full_precision
+from jepa.objectives.base import Objective, check_batchnorm, ema_update, full_precision
 from jepa.objectives.regularizers import feature_std
 from jepa.optim import momentum
 from jepa.rng import Rng
@@ -60,6 +60,7 @@ class BYOL(Objective):
         self.online = nn.ModuleDict({"encoder": encoder, "projector": projector})
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.predictor = mlp(self.config.projection, self.config.hidden, self.config.projection)
+        check_batchnorm(self, config)
 
     def sample(self, batch: Batch, rng: Rng) -> list[Tensor]:
         """Take two crops (B, C, H, W) of each image; the number of the view makes them differ."""

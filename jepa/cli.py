@@ -25,15 +25,15 @@ __all__ = ["main"]
 
 @dataclass(frozen=True)
 class CodeArguments:
-    """The code that a run was trained with, if it is not part of this package."""
+    """The user code that a run was trained with."""
 
     code: Path | None = None
-    """Python file that defines parts of the experiment. It is run."""
+    """Python file that defines components of the experiment. The file is executed."""
     allow_changed_code: bool = False
-    """Accept a file that differs from the one that the run was trained with."""
+    """Allow a file that has changed since training."""
 
     def load(self) -> None:
-        """Run the file."""
+        """Execute the file, if there is one."""
         if self.code is not None:
             load_code(self.code, self.allow_changed_code)
 
@@ -43,7 +43,7 @@ RunFolder = Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
 
 
 def train(arguments: list[str]) -> int:
-    """Train an experiment into a run folder: jepa train [RECIPE] [--data SOURCE] [--steps N] [--resume] [--help]."""
+    """Train an experiment and save it to a run folder: jepa train [RECIPE] [--data SOURCE] [--steps N] [--resume]."""
 
     def summarize(source: str, device: str, runs: Path) -> tuple[DataSummary, str]:
         from jepa.data.inspect import summarize_source  # imports torch, which --help does without
@@ -61,16 +61,16 @@ def evaluate(arguments: list[str]) -> int:
     """Evaluate a run, print its scores and write a report: jepa evaluate RUN [--data SOURCE] [--full] [--json]."""
 
     def command(run: RunFolder, data: str | None = None, full: bool = False, json: bool = False, *, code: Code) -> int:
-        """Evaluate the frozen encoders of a run, beside the same encoder untrained and raw pixels.
+        """Evaluate the frozen encoders of a run, compared with the untrained encoder and raw pixels.
 
         Writes evaluation.json and report.html, a self-contained page, into the run folder.
 
         Args:
             run: The run folder.
             data: Evaluate on this source instead of the one that the run was trained on.
-            full: Also score PCA of pixels, k-means of patches, and the same network trained with labels for as many
-                steps, which takes as long as the run did.
-            json: Print the content of evaluation.json, and nothing else, on standard output.
+            full: Also score PCA of pixels, k-means of patches, and a supervised network of the same architecture and
+                number of steps, which takes about as long as the run.
+            json: Print only evaluation.json to standard output.
             code: Code of the experiment.
         """
         from jepa.evaluate import EvaluationRun, evaluate_run
@@ -100,7 +100,7 @@ def plot(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Draw one figure of a run, or all that apply to it, into its folder `figures`.
+        """Draw one figure of a run, or all applicable ones, into its `figures` folder.
 
         Args:
             run: The run folder.
@@ -129,7 +129,7 @@ def compare(arguments: list[str]) -> int:
     ) -> int:
         """Print and draw the scores of runs that 'jepa evaluate' has evaluated.
 
-        Runs that differ by their seed only are one row: mean and standard deviation.
+        Runs that differ only in the seed share a row: mean and standard deviation.
 
         Args:
             runs: The run folders.
@@ -145,7 +145,7 @@ def compare(arguments: list[str]) -> int:
 
 
 def recipes(arguments: list[str]) -> int:
-    """List the recipes with command, time and measured result: jepa recipes."""
+    """List the recipes with their command, time and measured result: jepa recipes."""
 
     def command() -> int:
         """List the recipes with their command, time and measured result."""
@@ -173,7 +173,7 @@ def data(arguments: list[str]) -> int:
         """Count images and classes of a source, and inspect 2,000 images: sizes, colors, broken files, duplicates.
 
         Args:
-            source: What --data takes: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
+            source: Any value of --data: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
             all: Inspect all images.
             sheet: File to write the contact sheet to; runs/contact-sheet-NAME.jpg by default.
             code: Code that defines the source.

@@ -1,4 +1,4 @@
-"""Training on several processes under torchrun: start-up, wrapping of models, and differentiable reductions."""
+"""Distributed training under torchrun: setup, model wrappers and differentiable reductions."""
 
 from __future__ import annotations
 
@@ -33,22 +33,22 @@ __all__ = [
     "wrapped",
 ]
 
-TIMEOUT = timedelta(hours=2)  # the other processes wait while the first one indexes files, which may be millions
+TIMEOUT = timedelta(hours=2)  # the others wait while rank 0 indexes the dataset, possibly millions of files
 
-# parameters of mallopt, from glibc's malloc.h
+# mallopt parameters from glibc's malloc.h
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-MMAP_THRESHOLD_BYTES = 32 << 20  # the largest value that glibc accepts
+MMAP_THRESHOLD_BYTES = 32 << 20  # maximum that glibc accepts
 TRIM_THRESHOLD_BYTES = 2_000_000_000
 
 
-# Start-up
+# Setup
 
 
 def keep_freed_memory() -> None:
-    """Let glibc keep freed blocks of memory instead of returning them to the system. No effect on other C libraries.
+    """Make glibc keep freed memory instead of returning it to the system. Has no effect with other C libraries.
 
-    Otherwise, activations of several megabytes are mapped and unmapped in every layer, and every step pays for the page
-    faults (measured: EXPERIMENTS.md, entry "Training speed").
+    Otherwise, activations of several megabytes are mapped and unmapped in every layer, and every step incurs page
+    faults (see "Training speed" in EXPERIMENTS.md).
     """
     if sys.platform == "linux" and hasattr(libc := ctypes.CDLL(None), "mallopt"):
         libc.mallopt(M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
@@ -56,33 +56,35 @@ def keep_freed_memory() -> None:
 
 
 def pick_device(name: str) -> torch.device:
-    """Return the device named `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Under torchrun, each process gets its own GPU.
+    """Return the device named `auto`, `cpu`, `cuda`, `cuda:1` or `mps`. Under torchrun, each process uses its own GPU.
 
-    Raises `InputError` if there is no such device.
+    Raises `InputError` if the device does not exist.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise InputError(f"device is '{name}'; it takes auto, cpu, cuda, cuda:1 or mps") from error
+        raise InputError(f"device must be auto, cpu, cuda, cuda:1 or mps, got '{name}'") from error
     if device.type not in ("cpu", "cuda", "mps") or (device.type == "mps" and not torch.backends.mps.is_available()):
-        raise InputError(f"device is '{name}', which is not available; it takes auto, cpu, cuda, cuda:1 or mps")
+        raise InputError(f"the device '{name}' is not available; use --device auto to select one automatically")
     if device.type == "cuda":
         if not torch.cuda.is_available():
-            raise InputError(f"device is '{name}', but torch finds no CUDA GPU; leave --device out to use the CPU")
+            raise InputError(
+                f"the device '{name}' is not available, because torch finds no CUDA GPU; remove --device to use the CPU"
+            )
         if device.index is None:
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
         if device.index >= torch.cuda.device_count():
             count = torch.cuda.device_count()
-            raise InputError(f"device is '{device}', but there are {count} GPUs; it takes cuda:0 to cuda:{count - 1}")
+            raise InputError(f"device must be between cuda:0 and cuda:{count - 1} with {count} GPU(s), got '{device}'")
         torch.cuda.set_device(device)
     return device
 
 
 @contextmanager
 def session(device: torch.device) -> Iterator[None]:
-    """Join the process group if torchrun started this process, and leave it at the end."""
+    """Join the process group if started by torchrun, and leave it at the end of a `with` block."""
     if not {"WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
         yield
         return
@@ -97,29 +99,29 @@ def session(device: torch.device) -> Iterator[None]:
 
 
 def rank() -> int:
-    """Return the number of this process, from 0."""
+    """Return the rank of this process, or 0 if training is not distributed."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """Return the number of processes that train together."""
+    """Return the number of processes."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
 def is_main() -> bool:
-    """Return whether this is the process that writes the run folder and prints."""
+    """Return whether this is rank 0, which prints and writes the run folder."""
     return rank() == 0
 
 
 def barrier() -> None:
-    """Wait until all processes get here."""
+    """Wait until all processes reach this point."""
     if dist.is_initialized():
         dist.barrier()
 
 
 @contextmanager
 def main_first() -> Iterator[None]:
-    """Run a block in the first process before the others, which then find its files on the disk."""
+    """Run a `with` block on rank 0 before the other ranks, which can then use the files that it wrote."""
     if not is_main():
         barrier()
     yield
@@ -128,12 +130,12 @@ def main_first() -> Iterator[None]:
 
 
 def all_sum(x: Tensor) -> Tensor:
-    """Sum a tensor over all processes. Gradients are summed over them as well."""
+    """Sum a tensor over all processes. In the backward pass, gradients are summed as well."""
     return torch.distributed.nn.all_reduce(x) if world_size() > 1 else x
 
 
 def any_true(flag: int | bool, device: torch.device) -> bool:
-    """Return whether the flag is set in any process."""
+    """Return whether the flag is set on any process."""
     if world_size() == 1:
         return bool(flag)
     flags = torch.tensor(float(bool(flag)), device=device)
@@ -146,10 +148,10 @@ def any_true(flag: int | bool, device: torch.device) -> bool:
 
 @contextmanager
 def wrapped(model: nn.Module) -> Iterator[nn.Module]:
-    """Wrap a model so that its gradients are averaged over processes, if there are several.
+    """Wrap a model to average its gradients over processes, if there is more than one.
 
-    The reducer is deleted at the end. If it is the last object that refers to the process group, torch destroys the
-    group while it holds Python's global lock. Threads of gloo may be waiting for this lock, and the process never ends.
+    The reducer is deleted at the end. Otherwise the reducer may hold the last reference to the process group. torch
+    then destroys the group while holding the GIL, which gloo threads may be waiting for, and the process deadlocks.
     """
     if world_size() == 1:
         yield model
@@ -162,14 +164,14 @@ def wrapped(model: nn.Module) -> Iterator[nn.Module]:
 
 
 def without_sync(model: nn.Module, skip: bool) -> AbstractContextManager[None]:
-    """Do not average gradients within a block if `skip`, as in all microbatches of a step but the last."""
+    """Return a context that skips gradient averaging if `skip`, for all but the last microbatch."""
     return model.no_sync() if skip and isinstance(model, DistributedDataParallel) else nullcontext()
 
 
 class GlobalBatchNorm(nn.Module):
-    """BatchNorm with the statistics of all processes, for the CPU, where torch's SyncBatchNorm does not work.
+    """BatchNorm with statistics over all processes, for the CPU, which SyncBatchNorm does not support.
 
-    It replaces a BatchNorm of torch, or one of timm with its activation, and has the same parameters and buffers.
+    Replaces a torch BatchNorm, or a timm BatchNorm with activation, and has the same parameters and buffers.
     """
 
     running_mean: Tensor
@@ -187,7 +189,7 @@ class GlobalBatchNorm(nn.Module):
         self.train(local.training)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (B, D, …) and apply the activation."""
+        """Normalize x (B, D, …) and apply the activation."""
         shape = (1, -1, *[1] * (x.ndim - 2))
         mean, var = self.update_statistics(x) if self.training else (self.running_mean, self.running_var)
         scale = self.weight * torch.rsqrt(var + self.eps)
@@ -195,7 +197,7 @@ class GlobalBatchNorm(nn.Module):
         return self.activation(normed.to(x.dtype))  # type: ignore[no-any-return]
 
     def update_statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mean and variance (D,) over all processes, and update the running ones."""
+        """Return the mean and variance (D,) over all processes, and update the running statistics."""
         values = x.to(torch.promote_types(x.dtype, torch.float32)).transpose(0, 1).flatten(1)  # (D, N)
         count = values.shape[1] * world_size()
         mean = all_sum(values.sum(1)) / count
@@ -208,7 +210,7 @@ class GlobalBatchNorm(nn.Module):
 
 
 def sync_batchnorm(model: nn.Module) -> None:
-    """Replace every BatchNorm of a model by one with the statistics of all processes, if there are several."""
+    """Replace each BatchNorm of a model by one with statistics over all processes, if there is more than one."""
     if world_size() == 1:
         return
     if next(model.parameters()).device.type == "cuda":

@@ -35,26 +35,27 @@ from jepa.version import __version__
 
 __all__ = ["EvaluationRun", "baselines", "evaluate", "evaluate_run", "supervised_config"]
 
-TEST_SHARE = 0.2  # of the training images, if a source has no test split
+TEST_FRACTION = 0.2  # fraction of training images held out for scoring if a source has no test split
 
 PROTOCOL = {
-    "raw pixels": "resized to at most 32x32; fitted on at most 50,000 training images",
-    "pooling": "tokens averaged",
-    "last 4": "the last four layers, each averaged, concatenated",
+    "raw pixels": "resized to at most 32x32; fitted on up to 50,000 training images",
+    "pooling": "mean over tokens",
+    "last 4": "the last four layers, each averaged over tokens, then concatenated",
     "kNN": "k = 20, cosine similarity of centered features, weights exp(similarity / 0.07)",
-    "linear": "logistic regression on standardized features, L2 penalty chosen on held-out training images",
-    "10% and 1% labels": "the linear probe, fitted on this share of the images of each class",
-    "dimension": "correlation dimension of at most 10,000 test images, with its error",
+    "linear": "logistic regression on standardized features, L2 penalty selected on held-out training images",
+    "10% and 1% labels": "the linear probe, fitted on this fraction of the images of each class",
+    "dimension": "correlation dimension of up to 10,000 test images, with its estimated error",
 }
 
 
 def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
-    """Evaluate the last checkpoint of the run in `path`, write evaluation.json into its folder, and return its content.
+    """Evaluate the last checkpoint of the run in `path`, write evaluation.json to its folder, and return the results.
 
-    The encoders are scored beside the same encoder with its initial weights, and beside raw pixels: classifiers are
-    fitted on features of the train split and tested on the test split. If the source has no test split, a fifth of the
-    training images (at most 2,000) is held out of the fit; the encoder was trained on these images, without labels. If
-    `source` is given, its images are used instead of those of the run. Raises `InputError`.
+    The encoders are compared with the untrained encoder (the initial weights) and with raw pixels: classifiers are
+    fitted on features of the train split and scored on the test split. If the source has no test split, a fifth of the
+    training images (at most 2,000) is held out for scoring; the encoder was trained on these images, but without their
+    labels. If `source` is given, its images are used instead of those of the run. Raises `InputError` if the run or the
+    images cannot be opened, if there are too few images, or if features are not finite.
     """
     return evaluate_run(EvaluationRun.open(path, source))
 
@@ -65,23 +66,26 @@ class EvaluationRun:
 
     folder: Run
     config: Config
-    data: DataConfig  # that of the config, or of another source
-    metadata: dict[str, Any]  # of the checkpoint
+    data: DataConfig  # data config of the run, or of the given source
+    metadata: dict[str, Any]  # metadata of the checkpoint
     objective: Objective
-    encoders: dict[str, Encoder]  # "trained" (the main encoder), the others by name, "untrained"
-    train: Subset  # images that classifiers are fitted on
-    test: Subset  # images that are scored
-    split: str  # how `train` and `test` were chosen
+    encoders: dict[str, Encoder]  # "trained" (the main encoder), any others by name, and "untrained"
+    train: Subset  # images to fit classifiers on
+    test: Subset  # images to score
+    split: str  # description of how `train` and `test` were split
     store: FeatureStore
     workers: int
 
     @classmethod
     def open(cls, path: str | Path, source: str | None = None) -> EvaluationRun:
-        """Open a run folder, to be evaluated on `source` if it is given. Raises `InputError`."""
+        """Open a run folder, to be evaluated on `source` if given.
+
+        Raises `InputError` if there is no checkpoint, if the images cannot be opened, or if there are too few of them.
+        """
         folder = Run.open(path)
         config = folder.config
         data = config.data
-        if source is not None:  # its images may have different sizes: crop them to the input of the encoder
+        if source is not None:  # its images may vary in size: crop them to the input size of the encoder
             data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
         tensors, metadata = folder.load()
         device = pick_device("auto")
@@ -107,22 +111,22 @@ class EvaluationRun:
 
     @property
     def encoder_names(self) -> list[str]:
-        """The names of the objective's encoders, the main one first."""
+        """Names of the encoders of the objective, the main one first."""
         return list(self.objective.encoders())
 
     @property
     def has_classes(self) -> bool:
-        """Whether kNN and linear probes can be computed: there are labels of at least two classes."""
+        """Whether kNN and linear probes can be computed, which requires labels of at least two classes."""
         return has_classes(self.train.dataset, self.test.dataset)
 
     @property
     def device(self) -> torch.device:
-        """The device of the encoders."""
+        """Device of the encoders."""
         return self.encoders["trained"].device
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Number of tokens of the trained encoder in height and width."""
+        """Height and width of the trained encoder's token grid."""
         encoder = self.encoders["trained"]
         return encoder.size[0] // encoder.backbone.stride, encoder.size[1] // encoder.backbone.stride
 
@@ -137,20 +141,20 @@ class EvaluationRun:
         return energy_trace(self.encoders["trained"], *self.test)
 
     def features(self, name: str) -> Features:
-        """Return the features of the test images by one of `encoders`."""
+        """Return the features of the test images, computed by one of `encoders`."""
         return self.extract(name, self.encoders[name], self.test)
 
     def extract(self, name: str, encoder: Encoder, subset: Subset) -> Features:
-        """Return the features of some images by an encoder, which are stored as `name`."""
+        """Return the features of a subset, computed by an encoder and stored under `name`."""
         label = f"{name}: features of {subset.dataset.name}"
         return self.store.extract(name, encoder, *subset, label=label, workers=self.workers)
 
     def read_images(self, count: int) -> Tensor:
-        """Return up to `count` test images (count, C, H, W), evenly spaced; unreadable ones are left out."""
+        """Return up to `count` evenly spaced test images (count, C, H, W), skipping unreadable ones."""
         return _read_evenly(self.test, count)[0]
 
     def sample_inputs(self, count: int) -> Any:
-        """Return the inputs that the objective samples from up to `count` training images, evenly spaced, at step 0."""
+        """Return the inputs that the objective samples at step 0 from up to `count` evenly spaced training images."""
         pixels, labels = _read_evenly(self.train, count)
         positions = torch.arange(len(pixels), device=self.device)
         batch = Batch(pixels.to(self.device), None if labels is None else labels.to(self.device), positions)
@@ -158,28 +162,28 @@ class EvaluationRun:
 
 
 def _open_subsets(data: DataConfig, cache: Path) -> tuple[Subset, Subset, str]:
-    """Return the images to fit on, the images to score, and how they were chosen."""
+    """Return the images to fit on, the images to score, and a description of the split."""
     train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
     if test is not None:
         if len(test) < 2:
-            raise InputError(f"{data.source} has {len(test)} test image; give a source with at least two")
+            raise InputError(f"{data.source} must have at least two test images, got {len(test)}")
         return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
-    fit, held_out = split_holdout(len(train), TEST_SHARE)
+    fit, held_out = split_holdout(len(train), TEST_FRACTION)
     if len(held_out) < 2:
         raise InputError(
-            f"{data.source} has {len(train)} images and no test split; give a source with more images, or with a test "
-            "split"
+            f"{data.source} has only {len(train)} images and no test split; use a source with more images or a "
+            "test split"
         )
     return (
         Subset(train, fit),
         Subset(train, held_out),
-        f"no test split: {len(held_out)} training images are scored instead",
+        f"no test split: {len(held_out)} training images are held out for scoring",
     )
 
 
 def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
-    """Return up to `count` images of a subset, evenly spaced, and their labels; unreadable images are left out."""
+    """Return up to `count` evenly spaced images of a subset and their labels, skipping unreadable images."""
     dataset, indices = subset
     decoded = dataset.read(indices[evenly_spaced(len(indices), count)])
     readable = decoded.readable
@@ -187,7 +191,7 @@ def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
 
 
 def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
-    """Evaluate an opened run, see `evaluate`; with `full`, also score `baselines`."""
+    """Evaluate an opened run (see `evaluate`). With `full`, also compute `baselines`."""
     start = time.perf_counter()
     keep_freed_memory()
     scores = score_encoders(run.encoders, run.train, run.test, run.store, run.workers)
@@ -214,8 +218,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["energy"] = run.energy_trace
     if run.saccade_retrieval:
         result["saccades"] = run.saccade_retrieval
-    if left_out := _left_out(run, scores, full):
-        result["left_out"] = left_out
+    if omitted := _omitted(run, scores, full):
+        result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
     unreadable = [
         f"{dataset.files.name(index)}: {reason}"
@@ -228,37 +232,37 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     return result
 
 
-def _left_out(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
-    """Return which scores could not be computed, and why."""
+def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
+    """Return the scores that could not be computed, and why."""
     train, test, trained = run.train, run.test, scores["trained"]
-    left_out = []
+    omitted = []
     if "linear" not in trained:
-        unlabelled = {subset.dataset.name: None for subset in (train, test) if subset.dataset.labels is None}
-        if unlabelled:
-            reason = f"labels: {' and '.join(unlabelled)} has none"
+        unlabeled = {subset.dataset.name: None for subset in (train, test) if subset.dataset.labels is None}
+        if unlabeled:
+            reason = f"labels, but {' and '.join(unlabeled)} {'has' if len(unlabeled) == 1 else 'have'} none"
         else:
-            reason = f"labels of two classes: {train.dataset.name} has one class"
+            reason = f"labels of at least two classes, but {train.dataset.name} has only one"
         also = ", and the baselines of --full" if full else ""
-        left_out.append(f"kNN and linear probes{also}, which need {reason}")
+        omitted.append(f"kNN and linear probes{also}, which need {reason}")
     elif "knn" not in trained:
-        left_out.append(f"kNN, which needs {HEADLINE_K} images to fit on: there are {len(train.indices)}")
-    for share, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
+        omitted.append(f"kNN, which needs at least {HEADLINE_K} training images, but there are {len(train.indices)}")
+    for fraction, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
         if "linear" in trained and key not in trained:
-            left_out.append(f"the linear probe with {share} of the labels, which is less than one image of some class")
+            omitted.append(f"the linear probe with {fraction} of the labels: some class would have no image")
     if has_saccade_predictor(run.objective) and not run.saccade_retrieval:
-        left_out.append(f"saccade retrieval, which needs {RETRIEVAL_IMAGES} images to score")
+        omitted.append(f"saccade retrieval, which needs at least {RETRIEVAL_IMAGES} test images")
     if "dimension" not in trained:
-        left_out.append(
-            f"the correlation dimension: the distances of {len(test.indices):,} images have no scaling region"
+        omitted.append(
+            f"the correlation dimension: the distances between {len(test.indices):,} images have no scaling region"
         )
-    return "; ".join(left_out)
+    return "; ".join(omitted)
 
 
 def baselines(run: EvaluationRun) -> dict[str, Any]:
-    """Return the scores of PCA of pixels, k-means of patches, and the same network trained with labels.
+    """Return the scores of PCA of pixels, k-means of patches, and a supervised network of the same architecture.
 
-    The network is trained for as many steps as the run, into the folder `baselines` of the run, unless it is there
-    already. All of them need labels: without classes the result is empty.
+    The network is trained for as many steps as the run, into the run's folder `baselines`, unless it exists. All of
+    these baselines need labels; the result is empty without labels of at least two classes.
     """
     if not run.has_classes:
         return {}
@@ -270,11 +274,11 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
     scores["patches"] = score("k-means of patches", dictionary.features(*fitted), dictionary.features(*run.test))
     encoder = train_supervised(run)
     features = [run.extract("supervised", encoder, subset) for subset in (run.train, run.test)]
-    return scores | {"supervised": score("trained with labels", *features)}
+    return scores | {"supervised": score("supervised", *features)}
 
 
 def train_supervised(run: EvaluationRun) -> Encoder:
-    """Return the encoder of the run's network trained with labels; train it, or resume its training, if needed."""
+    """Return the supervised counterpart of the run's encoder, training it or resuming its training if needed."""
     config = supervised_config(dataclasses.replace(run.config, data=run.data), len(run.train.dataset.classes))
     source_hash = hashlib.blake2b(config.data.source.encode(), digest_size=4).hexdigest()
     folder = Run(run.folder.path / "baselines" / f"supervised-{source_hash}")
@@ -285,7 +289,10 @@ def train_supervised(run: EvaluationRun) -> Encoder:
 
 
 def supervised_config(config: Config, classes: int) -> Config:
-    """Return a config with the same network, images, steps and optimizer that is trained with labels."""
+    """Return the supervised counterpart of a config.
+
+    It has the same backbone, images, steps and optimizer, but is trained with labels.
+    """
     if isinstance(config.objective, SupervisedConfig):
         return config
     objective = SupervisedConfig(classes, config.objective.supervised_crop())

@@ -1,4 +1,4 @@
-"""Atomic writes: a file is either written completely or left as it was."""
+"""Atomic writes: a file is either written completely or left unchanged."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["atomic_write"]
 
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, and rename the file written there to `path` when the block ends.
+    """Yield a temporary path in the same folder, and rename it to `path` at the end of the block.
 
-    The file is flushed to the disk before it is renamed. After an error in the block it is removed, and `path` is left
-    as it was. The temporary name contains the process id, because several processes may write the same file.
+    The file is flushed to disk before it is renamed. If the block raises, the temporary file is deleted and `path` is
+    left unchanged. The temporary name contains the process ID, because several processes may write the same file.
     """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -20,8 +20,8 @@ from jepa.runs import Run
 
 __all__ = ["TrainingLogger", "collapse_warning"]
 
-MIN_SHOWN_WAIT = 0.05  # share of the time spent waiting for data above which the bar shows it
-KNN_DROP = 2.0  # points below the untrained encoder that are worth a warning
+MIN_SHOWN_WAIT = 0.05  # fraction of the time spent waiting for data, reported above this value
+KNN_DROP = 2.0  # points below the untrained encoder from which kNN triggers a warning
 
 
 def collapse_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
@@ -37,13 +37,13 @@ def collapse_warning(scores: dict[str, float], untrained: dict[str, float], obje
     if scores.get("knn", math.inf) < untrained.get("knn", 0.0) - KNN_DROP:
         return (
             f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
-            f"distinguish the classes less well than before training; {objective.collapse_advice()}"
+            f"separate the classes less well than before training; {objective.collapse_advice()}"
         )
     return None
 
 
 class TrainingLogger:
-    """Logs one run. `step` and `seconds` are the steps and the time of training that were done before."""
+    """Logs one run. `step` and `seconds` are the steps and training time completed before this process."""
 
     def __init__(self, config: Config, run: Run, objective: Objective, step: int, seconds: float) -> None:
         self.config, self.run, self.objective = config, run, objective
@@ -54,7 +54,7 @@ class TrainingLogger:
             total=config.steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True, smoothing=0.1
         )
         self.logged_step, self.logged_time = step, time.perf_counter()
-        self.waited = 0.0  # seconds without a batch since then
+        self.waited = 0.0  # seconds spent waiting for data since then
 
     @property
     def seconds(self) -> float:
@@ -79,7 +79,7 @@ class TrainingLogger:
         count = sum(parameter.numel() for parameter in self.objective.parameters() if parameter.requires_grad)
         processes = f" x {distributed.world_size()}" if distributed.world_size() > 1 else ""
         self.say(
-            f"{self.config.name}: {images}, {count / 1e6:.2f} M trained parameters, batch {self.config.batch_size}, "
+            f"{self.config.name}: {images}, {count / 1e6:.2f} M trainable parameters, batch {self.config.batch_size}, "
             f"{self.config.steps:,} steps, {device}{processes}, into {self.run.path}"
         )
         self.say(self.objective.describe())
@@ -120,7 +120,7 @@ class TrainingLogger:
         self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
 
     def log_scores(self, step: int, scores: dict[str, float]) -> None:
-        """Write the scores of an online evaluation, beside those of the untrained encoder, and warn of a collapse."""
+        """Write the scores of an online evaluation, next to those of the untrained encoder, and warn on collapse."""
         untrained = next((record for record in self.run.metrics() if "rankme" in record), scores)
         knn = f"kNN {scores['knn']:.1f} (untrained {untrained['knn']:.1f}), " if "knn" in scores else ""
         self.say(f"step {step}: {knn}RankMe {scores['rankme']:.1f}, feature std {scores['feature_std']:.4f}")

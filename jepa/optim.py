@@ -1,4 +1,4 @@
-"""Parameter groups, and learning rate, weight decay and EMA momentum as functions of the step."""
+"""Optimizer, and schedules of the learning rate, weight decay and EMA momentum."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ __all__ = ["build_optimizer", "learning_rate", "momentum", "set_schedule", "weig
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate: a linear warm-up from `lr_start` to `lr`, then a cosine to `lr_end` at the last step.
+    """Return the learning rate: linear warmup from `lr_start` to `lr`, then cosine decay to `lr_end` at the last step.
 
-    The warm-up takes at most a quarter of the steps.
+    The warmup takes at most a quarter of the steps.
     """
     warmup = min(config.warmup, steps // 4)
     if step < warmup:
@@ -24,14 +24,14 @@ def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
 
 
 def weight_decay(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the weight decay: a cosine from `weight_decay` to `weight_decay_end`."""
+    """Return the weight decay, which follows a cosine from `weight_decay` to `weight_decay_end`."""
     return _cosine(config.weight_decay, config.weight_decay_end, step / steps)
 
 
 def momentum(progress: float, half_life: float, half_life_end: float) -> float:
-    """Return the EMA momentum at the completed share of a run.
+    """Return the EMA momentum after a fraction `progress` of the run.
 
-    It is linear between the momentums of two half-lives in steps, 0.5 ** (1 / half_life).
+    A half-life in steps corresponds to a momentum of 0.5 ** (1 / half_life). The momentum is interpolated linearly.
     """
     start, end = math.exp2(-1 / half_life), math.exp2(-1 / half_life_end)
     return start + (end - start) * progress
@@ -42,7 +42,7 @@ def _cosine(start: float, end: float, progress: float) -> float:
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW with weight decay on matrices only, not on one-dimensional parameters (biases, norms, tokens)."""
+    """Build AdamW, with no weight decay for one-dimensional parameters (biases, norms, tokens)."""
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
@@ -56,7 +56,7 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> float:
-    """Set the learning rate and the weight decay of a step; return the learning rate."""
+    """Set the learning rate and weight decay of a step, and return the learning rate."""
     lr = learning_rate(step, steps, config)
     for group in optimizer.param_groups:
         group["lr"] = lr

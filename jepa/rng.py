@@ -1,7 +1,7 @@
-"""Stateless random numbers: every draw is a function of (seed, step, purpose, position in the global batch).
+"""Stateless random numbers: each draw is a function of (seed, step, purpose, position in the global batch).
 
-A resumed run, another number of processes or another number of microbatches then draws the same numbers, and there is
-no generator state to save. A draw for a whole batch is a few tensor operations on the device.
+The numbers do not change when a run is resumed, or with the number of processes or microbatches. There is no generator
+state to save. Drawing for a whole batch takes a few tensor operations on the device.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ from torch import Tensor
 
 __all__ = ["Rng", "seed_torch"]
 
-_GOLDEN = -7046029254386353131  # 0x9E3779B97F4A7C15 as a signed 64-bit number, the increment of SplitMix64
+_GOLDEN = -7046029254386353131  # the increment of SplitMix64, 0x9E3779B97F4A7C15 as a signed 64-bit integer
 _MIX_1 = -4658895280553007687  # 0xBF58476D1CE4E5B9
 _MIX_2 = -7723592293110705685  # 0x94D049BB133111EB
 
 
 def _shift(x: Tensor, bits: int) -> Tensor:
-    """Shift right and fill with zeros; torch's `>>` fills with the sign bit."""
+    """Shift right and fill with zeros, unlike `>>` in torch, which fills with the sign bit."""
     return (x >> bits) & ((1 << (64 - bits)) - 1)
 
 
 def _mix(x: Tensor) -> Tensor:
-    """Apply the finaliser of SplitMix64 (Steele et al. 2014): every input bit affects every output bit."""
+    """Apply the finalizer of SplitMix64 (Steele et al. 2014), in which every input bit affects every output bit."""
     x = (x ^ _shift(x, 30)) * _MIX_1
     x = (x ^ _shift(x, 27)) * _MIX_2
     return x ^ _shift(x, 31)
@@ -34,9 +34,9 @@ def _mix(x: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Rng:
-    """Random numbers for the images of one batch in one step.
+    """Random number generator for the images of one batch in one step.
 
-    `positions` (B,) are the positions of the images in the global batch. Numbers are drawn on their device.
+    `positions` (B,) are the positions of the images in the global batch. Random numbers are on the same device.
     """
 
     seed: int
@@ -47,13 +47,13 @@ class Rng:
     def uniform(self, purpose: str, *shape: int) -> Tensor:
         """Draw floats in [0, 1) of shape (B, *shape).
 
-        The numbers depend on the purpose, a name for what they are used for. Raises `ValueError` if the purpose was
-        used before: a second draw would return the same numbers.
+        The numbers depend on `purpose`, a name for their use. Raises `ValueError` if the purpose was already used, as a
+        second draw would return the same numbers.
         """
         if purpose in self._drawn:
             raise ValueError(
-                f"random numbers for '{purpose}' were drawn before in this step and would be the same again; give "
-                "each draw a purpose of its own, and each view of an image its number (view=0, view=1, …)"
+                f"random numbers for '{purpose}' were already drawn in this step; use a distinct purpose per draw, and "
+                "view=0, view=1, … for several crops of an image"
             )
         self._drawn.add(purpose)
         name = f"{self.seed}/{self.step}/{purpose}".encode()
@@ -62,13 +62,14 @@ class Rng:
         index = torch.arange(count, device=self.positions.device)
         base = _mix(self.positions.long() * _GOLDEN + key)
         bits = _mix(base[:, None] + (index + 1) * _GOLDEN)
-        return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # the 24 bits of a float32 in [0, 1)
+        return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # a float32 has 24 significant bits
 
 
 def seed_torch(seed: int, step: int, rank: int) -> None:
-    """Seed torch's own generators for a step, for modules that draw numbers themselves, such as noise or dropout.
+    """Seed torch's global generators for one step.
 
-    A resumed run then draws the same numbers. Unlike those of `Rng`, they depend on the number of processes.
+    This is for modules such as dropout that use them, so that resumed runs draw the same numbers. Unlike those of
+    `Rng`, the numbers depend on the number of processes.
     """
     name = f"{seed}/{step}/{rank}".encode()
     torch.manual_seed(int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True))

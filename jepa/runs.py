@@ -1,11 +1,12 @@
 """A run folder: config.json, metrics.jsonl, checkpoints/ and evaluation.json, which all other tools read.
 
-All files are written atomically except metrics.jsonl, which grows line by line, so a run that is killed at any moment
-can be read.
+All files are written atomically except metrics.jsonl, which grows line by line, so a run stays readable if it is
+killed at any moment.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,7 +19,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from jepa.backbones import Encoder
-from jepa.config import Config, InputError
+from jepa.config import CodeConfig, Config, InputError
 from jepa.config.serialization import read_config, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.files import atomic_write
@@ -39,25 +40,36 @@ class Run:
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> Run:
-        """Create a run folder. It keeps a copy of the code of the user, if the experiment has any."""
+        """Create a run folder. It keeps a copy of the user code, if there is any.
+
+        Raises `InputError` if the folder cannot be written.
+        """
         run = cls(path)
         with run.writing():
             run.path.mkdir(parents=True, exist_ok=True)
             if config.code is not None:
-                (run.path / "code").mkdir(exist_ok=True)
-                with atomic_write(run.path / "code" / config.code.file) as temporary:
-                    temporary.write_bytes(loaded_code(config.code).content)
+                run._keep_code(config.code)
         run.write_json("config.json", to_dict(config))
         with run.writing():
             run.checkpoint().parent.mkdir(exist_ok=True)
         return run
+
+    def _keep_code(self, code: CodeConfig) -> None:
+        """Copy user code into the run folder. Versions with which earlier steps were trained are kept as well."""
+        copy = self.path / "code" / code.file
+        copy.parent.mkdir(exist_ok=True)
+        content = loaded_code(code).content
+        if copy.is_file() and (old := copy.read_bytes()) != content:
+            copy.rename(copy.with_stem(f"{copy.stem}-{hashlib.sha256(old).hexdigest()[:8]}"))
+        with atomic_write(copy) as temporary:
+            temporary.write_bytes(content)
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
         """Open a run folder. Raises `InputError` if `path` is not one."""
         run = cls(path)
         if not run.path.is_dir():
-            raise InputError(f"there is no run folder {path}; 'jepa train --run {path}' makes one")
+            raise InputError(f"there is no run folder {path}; 'jepa train --run {path}' creates one")
         if not run.exists:
             raise InputError(f"{path} is not a run folder: it has no config.json; give the folder that --run named")
         return run
@@ -71,7 +83,7 @@ class Run:
                 f"'--run DIR' trains into another folder, and 'rm -r {path}' removes it"
             )
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
-            raise InputError(f"{path} exists and is not a run folder; choose another with --run DIR")
+            raise InputError(f"{path} exists and is not a run folder; choose a different folder with --run DIR")
 
     @property
     def exists(self) -> bool:
@@ -92,7 +104,7 @@ class Run:
         header = {"format": FORMAT, METADATA_KEYS[FORMAT]: json.dumps(metadata)}
         with self.writing(), atomic_write(self.checkpoint(name)) as temporary:
             save_file(tensors, temporary, header)
-            temporary.chmod(0o644)  # safetensors creates private files, which others on the same machine cannot read
+            temporary.chmod(0o644)  # safetensors creates private files, which other users cannot read
 
     def load(self, name: str = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the tensors and the metadata of a checkpoint. Raises `InputError` if it is missing or damaged."""
@@ -136,7 +148,7 @@ class Run:
 
     @contextmanager
     def writing(self) -> Iterator[None]:
-        """Raise `InputError` instead of the errors of a full or read-only disk."""
+        """Convert the errors of a full or read-only disk to `InputError`."""
         try:
             yield
         except (OSError, SafetensorError) as error:
@@ -153,12 +165,12 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
     except (OSError, SafetensorError) as error:
         others = [other.name for other in path.parent.glob("*.safetensors") if other != path]
-        rest = f"; {', '.join(others)} is in the same folder" if others else ""
+        rest = f"; try {', '.join(others)} in the same folder" if others else ""
         raise InputError(f"the checkpoint {path} is damaged ({error}){rest}") from error
     if header.get("format") not in METADATA_KEYS:
         raise InputError(
-            f"{path} is not a checkpoint of this program, or one of a later version: the format in its header is "
-            f"{header.get('format')}, and {' or '.join(sorted(METADATA_KEYS))} are supported"
+            f"{path} is not an image-jepa checkpoint, or was written by a newer version: its format is "
+            f"{header.get('format')}, but {' and '.join(sorted(METADATA_KEYS))} are supported"
         )
     return tensors, json.loads(header[METADATA_KEYS[header["format"]]])
 
@@ -185,7 +197,7 @@ def load_tensors(
         if name not in model or name not in own or own[name].shape != model[name].shape:
             shapes = [list(part[name].shape) if name in part else "missing" for part in (model, own)]
             raise InputError(
-                f"the checkpoint {where} was made by another architecture: {name} is {shapes[0]} there and {shapes[1]} "
+                f"the checkpoint {where} does not match this architecture: {name} is {shapes[0]} there and {shapes[1]} "
                 "in this config; resume with the run's own config, or start a new run"
             )
     objective.load_state_dict(model)
@@ -200,7 +212,10 @@ def load_tensors(
 
 
 def fresh_objective(config: Config) -> Objective:
-    """Build the objective with the weights that a run of this config starts from. Raises `InputError`."""
+    """Build the objective of a config with the initial weights of its seed.
+
+    Raises `InputError` if the config has no data.mean and data.std.
+    """
     if config.data.mean is None:
         raise InputError(
             "the config has no data.mean and data.std, which training adds to the config.json of a run; give the "
@@ -212,7 +227,7 @@ def fresh_objective(config: Config) -> Objective:
 
 
 def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str = "last") -> Encoder:
-    """Load a trained encoder in evaluation mode from a run folder or one of its checkpoints, by default the main one.
+    """Load a trained encoder, by default the main one, from a run folder or one of its checkpoints, in evaluation mode.
 
     Raises `InputError` if there is no such run, checkpoint or encoder.
     """

@@ -1,9 +1,8 @@
-"""Makes torchvision, and therefore timm, importable if its wheel does not match that of torch.
+"""Workaround that makes torchvision (and therefore timm) importable if its wheel does not match the torch wheel.
 
-The wheels of torchvision on PyPI are built for CUDA. With a CPU-only torch, the extension of such a wheel does not
-load, and `import torchvision` raises "operator torchvision::nms does not exist". Declaring the two operators to which
-its Python code refers is enough for everything except `torchvision.io` and `torchvision.ops`, which this project does
-not use.
+The torchvision wheels on PyPI are built for CUDA. With a CPU-only torch, their extension cannot be loaded, and
+`import torchvision` raises "operator torchvision::nms does not exist". Declaring the two operators that its Python code
+uses is enough, except for `torchvision.io` and `torchvision.ops`, which this project does not use.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ import torch
 __all__ = ["guard", "is_mismatched"]
 
 _SIGNATURE = "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor"
-_library: torch.library.Library | None = None  # the operators are declared as long as this object exists
+_library: torch.library.Library | None = None  # keeps the operators declared
 
 
 def is_mismatched(torch_cuda: str | None, torchvision_version: str | None) -> bool:
-    """Return whether torchvision was built for CUDA and torch was not."""
+    """Return whether torchvision was built with CUDA and torch without."""
     return torch_cuda is None and torchvision_version is not None and "+cu" in torchvision_version
 
 
 def installed_version() -> str | None:
-    """Return the full version of torchvision without importing it, or None if it is not installed."""
+    """Return the full version of torchvision without importing it. Returns None if it is not installed."""
     spec = importlib.util.find_spec("torchvision")
     if spec is None or spec.origin is None:
         return None
@@ -36,9 +35,9 @@ def installed_version() -> str | None:
 
 
 def guard() -> bool:
-    """Declare the missing operators if the wheels do not match, and return whether they do not.
+    """Return whether the wheels are mismatched; if so, declare the missing operators.
 
-    Call it before the first import of torchvision or timm. Further calls have no effect.
+    Must be called before torchvision or timm is first imported. Further calls have no effect.
     """
     global _library
     if _library is None and is_mismatched(torch.version.cuda, installed_version()):

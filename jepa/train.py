@@ -26,7 +26,7 @@ from jepa import distributed
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with
-from jepa.config.serialization import flat
+from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import changes_allowed, loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
 from jepa.data.inspect import summarize_source
@@ -44,7 +44,7 @@ ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
     | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
 )
-"""Settings that may change when a run is resumed; any other would make it a different run."""
+"""Settings that may change when a run is resumed; any other change would make it a different run."""
 
 
 class TrainingData(NamedTuple):
@@ -59,8 +59,9 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
     """Train an experiment into the run folder `path`, or resume the run in it.
 
     Raises `InputError` if the config does not fit the data or the device, and `Interrupted` after Ctrl-C or SIGTERM,
-    when everything is saved.
+    after saving.
     """
+    from_dict(Config, to_dict(config))  # settings that could not be read from config.json are rejected before training
     distributed.keep_freed_memory()
     device = distributed.pick_device(config.device)
     with distributed.session(device), catch_signals() as received_signal:
@@ -154,10 +155,10 @@ def start_run(
             raise InputError(f"{path} is complete at step {step}; give --steps above that to continue training")
         if metadata["images"] != dataset.signature and distributed.is_main():
             print(
-                "jepa: warning: the images have changed since the last checkpoint, so their order differs",
+                "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",
                 file=sys.stderr,
             )
-    distributed.barrier()  # all processes have read: the first one may write
+    distributed.barrier()  # all ranks have finished reading
     if distributed.is_main():
         run = Run.create(path, config)
         run.forget_after(step or -1)
@@ -165,7 +166,7 @@ def start_run(
 
 
 def check_resumable(before: Config, now: Config, path: str | Path) -> None:
-    """Raise `InputError` that names the first setting with which the run in `path` cannot be resumed."""
+    """Raise an `InputError` naming the first changed setting that prevents resuming the run in `path`."""
     old, new = flat(before), flat(now)
     for name in [*old, *new]:
         changed = name not in ADJUSTABLE and old.get(name) != new.get(name)
@@ -177,7 +178,7 @@ def check_resumable(before: Config, now: Config, path: str | Path) -> None:
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
-    """Return whether something that happens every few steps, and after the last one, happens after this step."""
+    """Return whether a periodic action is due after this step; it always is after the last one."""
     return step % every == 0 or step == steps
 
 
@@ -187,10 +188,7 @@ def average_losses(losses: Sequence[dict[str, Tensor]], step: int) -> dict[str, 
     values = (distributed.all_sum(terms) / distributed.world_size()).tolist()
     averages = dict(zip(losses[0], values, strict=True))
     if not math.isfinite(averages["loss"]):
-        raise InputError(
-            f"the loss is {averages['loss']} at step {step}; the last checkpoint is from before it: lower --optim.lr "
-            "or set --optim.clip 1"
-        )
+        raise InputError(f"the loss is {averages['loss']} at step {step}; lower --optim.lr or set --optim.clip 1")
     return averages
 
 
@@ -198,10 +196,7 @@ def check_finite(objective: Objective, step: int) -> None:
     """Raise `InputError` if weights are NaN or infinite, so that they are neither evaluated nor saved."""
     floats = [tensor for tensor in objective.state_dict().values() if tensor.is_floating_point()]
     if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
-        raise InputError(
-            f"the weights are NaN or infinite at step {step}; the last checkpoint is from before it: lower --optim.lr "
-            "or set --optim.clip 1"
-        )
+        raise InputError(f"the weights are NaN or infinite at step {step}; lower --optim.lr or set --optim.clip 1")
 
 
 def evaluate(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:
@@ -237,14 +232,14 @@ def catch_signals() -> Iterator[Callable[[], int]]:
 
 
 def run_training(arguments: TrainArguments) -> int:
-    """Run `jepa train` with parsed arguments: train into a new run folder, or resume a run; return the exit code."""
+    """Train a new run or resume one, as requested on the command line; return the exit code."""
     run = Run(arguments.path)
     if not (arguments.run.resume and run.exists):
         run.check_unused()
     train(arguments.config, run.path, arguments.run.resume)
     if os.environ.get("RANK", "0") == "0":
         code = f" --code {loaded_code(arguments.config.code).path}" if arguments.config.code else ""
-        print(f"trained into {run.path}; evaluate it with: jepa evaluate {run.path}{code}")
+        print(f"run saved to {run.path}; evaluate it with: jepa evaluate {run.path}{code}")
     return 0
 
 

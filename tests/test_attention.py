@@ -23,7 +23,7 @@ def test_the_weights_are_those_that_the_forward_pass_used():
         block.attn.attn_drop.register_forward_pre_hook(lambda _, inputs: used.append(inputs[0]))
     with torch.no_grad():
         encoder.embed(IMAGES)
-    expected = torch.stack(used)  # before the next pass appends to `used`
+    expected = torch.stack(used)  # stacked before the next pass appends to `used`
     assert torch.allclose(attention(encoder, IMAGES), expected, atol=1e-6)
 
 

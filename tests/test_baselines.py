@@ -26,7 +26,7 @@ def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, cap
             main(["evaluate", str(run), "--full"])
         assert stop.value.code == 0
         out = capsys.readouterr().out
-        for title in ("PCA of pixels", "k-means of patches", "same encoder, trained with labels"):
+        for title in ("PCA of pixels", "k-means of patches", "supervised (same architecture)"):
             assert title in out
         (checkpoint,) = (run / "baselines").glob("supervised-*/checkpoints/last.safetensors")
         saved_at.append(checkpoint.stat().st_mtime_ns)
@@ -34,10 +34,10 @@ def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, cap
     result = json.loads((run / "evaluation.json").read_text())
     for row in ("pca", "patches", "supervised"):
         assert result[row]["linear"] > 80  # the classes differ in which half is bright
-    assert "same encoder, trained with labels" in (run / "report.html").read_text()
+    assert "supervised (same architecture)" in (run / "report.html").read_text()
 
 
-def test_full_without_labels_leaves_the_baselines_out(tiny, tmp_path, capsys):
+def test_full_without_labels_omits_the_baselines(tiny, tmp_path, capsys):
     for split, count in (("train", 40), ("test", 30)):
         write_parquet(tmp_path / "bare" / f"{split}.parquet", toy_images(count)[0])
     run = train(override(tiny, data__source=str(tmp_path / "bare")), tmp_path / "run").path
@@ -69,7 +69,7 @@ def test_the_supervised_config_has_the_network_of_the_run(tiny):
     fixations = FixationConfig(view_fraction=0.6, shift=0.2, rotation=10)
     saccade = dataclasses.replace(tiny, objective=SaccadeConfig(fixations=fixations))
     assert supervised_config(saccade, 5).objective.crop.scale == (0.36, 1.0)
-    with pytest.raises(InputError, match="takes a whole number, 2 or more"):
+    with pytest.raises(InputError, match="must be an integer of at least 2"):
         SupervisedConfig(classes=1)
 
 
@@ -96,7 +96,7 @@ def test_pca_is_fitted_on_the_training_features():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(400, 5, generator=generator) * torch.tensor([1.0, 9, 1, 4, 1]) + 3
     train_features, test_features = (
-        Features(part, None, torch.arange(len(part)), "planted") for part in (x[:300], x[300:])
+        Features(split, None, torch.arange(len(split)), "planted") for split in (x[:300], x[300:])
     )
     train_pca, test_pca = pca_features(train_features, test_features, 2)
     assert torch.allclose(train_pca.x.mean(0), torch.zeros(2), atol=1e-4)

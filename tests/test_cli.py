@@ -69,7 +69,7 @@ def test_data_is_short_for_data_source(capsys, config_file, tmp_path):
     for flag in (["--data", "nowhere"], ["--data=nowhere"], ["--data.source", "nowhere"]):
         code, _, err = call(capsys, "train", "--config", config_file, "--run", str(tmp_path / "run"), *flag)
         assert code == 2
-        assert err.startswith("jepa: there is nothing at nowhere; --data takes 'sample', a folder of images, ")
+        assert err.startswith("jepa: nowhere does not exist; --data takes 'sample', a folder of images, ")
         assert err.count("\n") == 1
     assert not (tmp_path / "run").exists()
 
@@ -91,23 +91,26 @@ def test_one_flag_replaces_the_backbone(capsys, config_file, tmp_path):
         (["trian"], "there is no command 'trian'; did you mean 'train'?"),
         (["train", "dmeo"], "there is no recipe 'dmeo'; did you mean 'demo'?"),
         (["train", "--stepz", "3"], "--steps"),
-        (["train", "--steps", "0"], "steps is 0; it takes a whole number, 1 or more"),
+        (["train", "--steps", "0"], "steps must be an integer of at least 1, got 0"),
         (["train", "--steps", "many"], "many"),
         (
             ["train", "--backbone.stem", "linear", "--backbone.patch", "5"],
-            "the image of 28x28 pixels is not a multiple of it",
+            "the image size 28x28 is not divisible by backbone.patch, which is 5",
         ),
         (
             ["train", "--backbone", "enrgy"],
-            "--backbone is 'enrgy'; it takes vit, energy, convnet; did you mean 'energy'?",
+            "--backbone must be one of vit, energy, convnet, got 'enrgy'; did you mean 'energy'?",
         ),
-        (["train", "--backbone", "energy", "--backbone.alpha", "-1"], "backbone.alpha is -1.0; it takes a number"),
-        (["train", "--backbone", "--steps", "1"], "--backbone has no value; it takes vit, energy, convnet"),
+        (
+            ["train", "--backbone", "energy", "--backbone.alpha", "-1"],
+            "backbone.alpha must be between 1e-06 and 1e+06, got -1.0",
+        ),
+        (["train", "--backbone", "--steps", "1"], "--backbone has no value; give one of vit, energy, convnet"),
         (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "96 is not divisible by 5 heads"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),
-        (["train", "--device", "tpu9"], "device is 'tpu9'; it takes auto, cpu, cuda"),
+        (["train", "--device", "tpu9"], "device must be auto, cpu, cuda, cuda:1 or mps, got 'tpu9'"),
         (["train", "--config", "nowhere.json"], "the config nowhere.json cannot be read"),
-        (["train", "demo", "--config", "x.json"], "leave one out"),
+        (["train", "demo", "--config", "x.json"], "not both"),
         (["train", "--run", "."], "exists and is not a run folder"),
         (["evaluate", "nowhere"], "there is no run folder nowhere"),
         (["evaluate", "."], "is not a run folder"),
@@ -160,7 +163,7 @@ def test_the_loop_runs_as_a_file():
     command = [sys.executable, str(ROOT / "jepa" / "train.py"), "demo", "--steps", "0"]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     assert result.returncode == 2
-    assert result.stderr == "jepa: steps is 0; it takes a whole number, 1 or more\n"
+    assert result.stderr == "jepa: steps must be an integer of at least 1, got 0\n"
 
 
 def test_a_closed_pipe_is_no_traceback():

@@ -7,7 +7,7 @@ from jepa.evaluation.correlation_dimension import NUM_GROUPS, bin_edges, correla
 
 
 def points_of(kind: str, dimension: int, count: int = 5000) -> torch.Tensor:
-    """Draw uniform points of a cube or a sphere, randomly rotated in 64 dimensions."""
+    """Draw points from a uniform cube or sphere, randomly rotated in 64 dimensions."""
     generator = torch.Generator().manual_seed(dimension)
     if kind == "cube":
         x = torch.rand(count, dimension, generator=generator)
@@ -50,12 +50,12 @@ def pairs_within_groups(x):
 
 def test_scale_and_offset_change_only_the_radii():
     x = points_of("sphere", 2, 2000)
-    near, far = correlation_dimension(x), correlation_dimension(1000 * x + 5)
-    assert math.isclose(near.value, far.value, rel_tol=1e-3)
-    assert math.isclose(1000 * near.region[1], far.region[1], rel_tol=1e-2)
+    original, scaled = correlation_dimension(x), correlation_dimension(1000 * x + 5)
+    assert math.isclose(original.value, scaled.value, rel_tol=1e-3)
+    assert math.isclose(1000 * original.region[1], scaled.region[1], rel_tol=1e-2)
 
 
-def test_duplicates_are_left_out_and_counted():
+def test_duplicates_are_ignored_and_counted():
     x = points_of("cube", 2, 2000)
     estimate = correlation_dimension(torch.cat([x, x[:500]]))
     assert estimate.duplicates == 500

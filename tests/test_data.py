@@ -25,7 +25,7 @@ def read_all(dataset: ImageDataset) -> torch.Tensor:
 
 
 def loader(dataset: ImageDataset, batch_size: int, **settings) -> Loader:
-    """Load the first 80 images in the order of seed 0."""
+    """Return a loader of the first 80 images with seed 0."""
     return Loader(dataset=dataset, indices=torch.arange(80), batch_size=batch_size, seed=0, device=CPU, **settings)
 
 
@@ -39,13 +39,13 @@ def test_the_sample_is_fashion_mnist():
     assert train.labels[:5].tolist() == [9, 0, 0, 3, 0]
     assert test.labels[:5].tolist() == [9, 2, 1, 1, 6]
     measured = measure_statistics(data, train)
-    assert abs(measured.mean[0] - 0.286) < 0.005  # the published statistics of the whole set: 0.2860 and 0.3530
+    assert abs(measured.mean[0] - 0.286) < 0.005  # published statistics of the full dataset: 0.2860 and 0.3530
     assert abs(measured.std[0] - 0.353) < 0.005
     assert sum(file.stat().st_size for file in SAMPLE.glob("*.parquet")) < 6e6
 
 
 @pytest.mark.skipif(not CIFAR10.is_dir(), reason="CIFAR-10 is not available")
-def test_cifar10_in_the_layout_of_the_hub():
+def test_cifar10_in_the_hub_layout():
     test = open_dataset(DataConfig(source=str(CIFAR10)), "test")
     assert len(test) == 10_000
     assert test.classes[:2] == ("airplane", "automobile")
@@ -75,7 +75,7 @@ def test_batches_are_the_same_with_a_cache_and_with_workers(toy_source):
     indices = torch.tensor([5, 0, 79])
     assert torch.equal(cached.read(indices).pixels, uncached.read(indices).pixels)
     loaders = [loader(cached, 8, workers=0), loader(uncached, 8, workers=0), loader(uncached, 8, workers=2)]
-    for first, second, third in zip(*(each.steps(range(3, 30)) for each in loaders), strict=True):
+    for first, second, third in zip(*(images.steps(range(3, 30)) for images in loaders), strict=True):
         assert torch.equal(first[0].images, second[0].images)
         assert torch.equal(first[0].images, third[0].images)
         assert torch.equal(first[0].labels, third[0].labels)
@@ -93,7 +93,7 @@ def test_images_that_differ_in_size_require_a_canvas(tmp_path):
     assert read_all(open_dataset(dataclasses.replace(data, canvas=(20, 40)))).shape == (3, 3, 20, 40)
 
 
-def test_every_epoch_is_another_permutation_of_all_images():
+def test_each_epoch_is_a_different_permutation_of_all_images():
     order = torch.cat([step_order(step, 10, 95, seed=0) for step in range(19)])
     first, second = order.split(95)
     assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(95))
@@ -143,12 +143,12 @@ def test_invalid_labels_and_columns(tmp_path):
     images, labels = toy_images(3)
     first = write_parquet(tmp_path / "a" / "train-0.parquet", images, labels)
     write_parquet(tmp_path / "a" / "train-1.parquet", images)
-    with pytest.raises(InputError, match="has other columns than"):
+    with pytest.raises(InputError, match="differ from those of"):
         open_dataset(DataConfig(source=str(tmp_path / "a")))
     table = pq.read_table(first)
     for name, column in {"words": pa.array(["x", "y", "z"]), "holes": pa.array([0, None, 1])}.items():
         pq.write_table(table.set_column(1, "label", column), tmp_path / f"{name}.parquet")
-        with pytest.raises(InputError, match="must hold a whole number in every row"):
+        with pytest.raises(InputError, match="must contain an integer class in every row"):
             open_dataset(DataConfig(source=str(tmp_path / f"{name}.parquet")))
     plain = pa.table({"image": pa.array([row["bytes"].as_py() for row in table["image"]], pa.large_binary())})
     pq.write_table(plain, tmp_path / "plain.parquet")
@@ -164,13 +164,13 @@ def test_an_invalid_source_is_an_error_in_one_sentence(tmp_path):
     not_an_image = pa.array([{"bytes": b"no image", "path": None}])
     pq.write_table(pa.table({"image": not_an_image}), tmp_path / "garbled.parquet")
     for name, message in {
-        "nowhere": "there is nothing at",
-        "empty": "holds no images",
+        "nowhere": "does not exist",
+        "empty": "contains no images",
         "broken.parquet": "cannot be read as parquet",
-        "text.parquet": "no column of images",
-        "none.parquet": "holds no images",
+        "text.parquet": "no image or path column",
+        "none.parquet": "contains no images",
         "only": "no training split",
-        "garbled.parquet": "no image of .* can be read: row 0: it is not an image",
+        "garbled.parquet": "none of the sampled images of .* can be read: row 0: it is not an image",
     }.items():
         with pytest.raises(InputError, match=message) as caught:
             open_dataset(DataConfig(source=str(tmp_path / name)))
@@ -181,7 +181,7 @@ def test_a_loader_checks_the_batch_size(toy_source):
     dataset = open_dataset(DataConfig(source=toy_source))
     with pytest.raises(InputError, match="choose --batch-size 80 or less"):
         loader(dataset, 81)
-    with pytest.raises(InputError, match="not a multiple of 3 processes"):
+    with pytest.raises(InputError, match="must be a multiple of 3 processes"):
         loader(dataset, 16, world_size=3)
 
 

@@ -1,4 +1,4 @@
-"""The Energy Transformer: gradient, descent, masks, and memory for the backward pass."""
+"""Energy Transformer: gradient, descent, masks, and memory of the backward pass."""
 
 import dataclasses
 import math
@@ -33,7 +33,7 @@ def name(config: EnergyConfig) -> str:
 def build_trunk(
     config: EnergyConfig, *, dim: int = 16, num_steps: int = 3, num_heads: int = 2, seed: int = 0
 ) -> EnergyTrunk:
-    """Build a trunk in float64 whose parameters, γ, δ, α and β among them, differ from their initial values."""
+    """Build a float64 trunk and perturb all parameters, including γ, δ, α and β."""
     torch.manual_seed(seed)
     trunk = EnergyTrunk(config, dim, num_steps, num_heads).double()
     with torch.no_grad():
@@ -44,7 +44,7 @@ def build_trunk(
 
 @st.composite
 def trunks_and_inputs(draw) -> tuple[EnergyTrunk, torch.Tensor, torch.Tensor | None]:
-    """Draw a trunk, tokens, and which of them are valid."""
+    """Draw a trunk, tokens, and a mask of valid tokens or None."""
     num_heads, head_dim = draw(st.integers(1, 4)), draw(st.integers(1, 6))
     config = dataclasses.replace(draw(st.sampled_from(CASES)), memories=draw(st.integers(1, 5)))
     dim, seed = num_heads * head_dim, draw(st.integers(0, 10_000))
@@ -61,23 +61,23 @@ def trunks_and_inputs(draw) -> tuple[EnergyTrunk, torch.Tensor, torch.Tensor | N
 
 @given(trunks_and_inputs())
 @settings(deadline=None, max_examples=150)
-def test_gradient_equals_autograd_of_the_energy(trunk_and_input):
+def test_gradient_matches_autograd_of_the_energy(trunk_and_input):
     trunk, x, valid = trunk_and_input
 
     def energy(g):
-        return sum(part.sum() for part in trunk.energy(g, mask))
+        return sum(term.sum() for term in trunk.energy(g, mask))
 
     for dtype, tolerance in ((torch.float64, 1e-10), (torch.float32, 1e-5)):
         trunk.to(dtype)
         mask = trunk.build_mask(x.to(dtype), valid)
         g = trunk.norm(x.to(dtype)).detach()
         expected = torch.func.grad(energy)(g)
-        scale = expected.norm() + 0.01 * g.norm()  # where terms cancel, rounding errors remain
+        scale = expected.norm() + 0.01 * g.norm()  # the second term allows for rounding errors if terms cancel
         assert (trunk.gradient(g, mask) - expected).norm() <= tolerance * scale
 
 
 def slow_energy(trunk: EnergyTrunk, g: np.ndarray, valid: np.ndarray) -> tuple[float, float]:
-    """Evaluate the equations for one image (N, D) with loops over heads, tokens and memories."""
+    """Compute both energies of one image (N, D) with loops over heads, tokens and memories."""
     weights = {key: value.detach().numpy() for key, value in trunk.named_parameters()}
     num_heads, head_dim = trunk.options.num_heads, g.shape[1] // trunk.options.num_heads
     attention = 0.0
@@ -105,7 +105,7 @@ def slow_energy(trunk: EnergyTrunk, g: np.ndarray, valid: np.ndarray) -> tuple[f
 
 
 @pytest.mark.parametrize("config", CASES, ids=name)
-def test_energies_equal_the_equations(config):
+def test_energies_match_the_equations(config):
     trunk = build_trunk(config, dim=8, num_heads=2)
     x = torch.randn(3, 5, 8, dtype=torch.float64)
     valid = torch.tensor([[True] * 5, [True, False, True, True, False], [False, False, False, True, False]])
@@ -137,7 +137,7 @@ def test_steps_have_correct_first_and_second_derivatives(config, padded):
 
 
 @pytest.mark.parametrize("config", CASES[::2], ids=name)
-def test_the_memory_saving_backward_pass_equals_autograd(config):
+def test_the_memory_efficient_backward_pass_matches_autograd(config):
     trunk = build_trunk(dataclasses.replace(config, learn_alpha=True, learn_beta=True), dim=12, num_heads=3)
     x = torch.randn(4, 7, 12, dtype=torch.float64, requires_grad=True)
     valid = torch.rand(4, 7) < 0.7
@@ -208,11 +208,11 @@ def test_a_compiled_trunk_has_the_same_gradients(config):
 
 
 def directional_derivative(trunk: EnergyTrunk, x: torch.Tensor, gamma: torch.Tensor) -> float:
-    """Return the derivative of E(g(x)) along the update -∂E/∂g, with one γ per feature."""
+    """Return the derivative of E(g(x)) along the update -∂E/∂g, for one γ per feature."""
     x = x.clone().requires_grad_()
     g = torch.nn.functional.layer_norm(x, (x.shape[-1],), gamma, trunk.norm.delta, 1e-5)
     mask = trunk.build_mask(x)
-    gradient = torch.autograd.grad(sum(part.sum() for part in trunk.energy(g, mask)), x)[0]
+    gradient = torch.autograd.grad(sum(term.sum() for term in trunk.energy(g, mask)), x)[0]
     return float((gradient * -trunk.gradient(g, mask)).detach().sum())
 
 
@@ -252,7 +252,7 @@ def test_noise_is_added_in_training_mode_only():
 
 @pytest.mark.parametrize("config", CASES, ids=name)
 def test_padding_has_no_effect(config):
-    """Valid tokens are mapped as they are without padding, whatever its position and its values."""
+    """Outputs at valid tokens equal those without padding, regardless of its positions and values."""
     trunk = build_trunk(config).eval()
     x, positions = torch.randn(2, 5, 16, dtype=torch.float64), torch.tensor([0, 2, 3, 6, 8])
     padded = 100 * torch.randn(2, 9, 16, dtype=torch.float64)
@@ -303,7 +303,7 @@ def test_energy_and_attention_of_images(self_interaction):
 
 
 @pytest.mark.parametrize("positions", ["sincos", "learned"])
-def test_layers_are_the_normalized_steps_at_other_image_sizes(positions):
+def test_layers_are_the_normalized_steps_for_different_image_sizes(positions):
     model = backbone(positions=positions)
     images = torch.randn(2, 3, 16, 24)
     tokens = model(images, layers=(0, -1))
@@ -315,16 +315,16 @@ def test_layers_are_the_normalized_steps_at_other_image_sizes(positions):
     assert model.positions((4, 4), images.device).shape == (16, 32)
 
 
-def test_learned_positions_are_interpolated_to_another_grid():
+def test_learned_positions_are_interpolated_to_a_different_grid():
     model = backbone(positions="learned")
     with torch.no_grad():
-        model.learned.copy_(torch.arange(4.0).repeat(4)[:, None].expand(-1, 32))  # the column
+        model.learned.copy_(torch.arange(4.0).repeat(4)[:, None].expand(-1, 32))  # column index
     interpolated = model.positions((8, 8), torch.device("cpu")).view(8, 8, 32)
     assert torch.allclose(interpolated[:, 2:6], ((torch.arange(2, 6) + 0.5) / 2 - 0.5)[None, :, None], atol=0.1)
     assert (interpolated[:, 1:] > interpolated[:, :-1]).all()
 
 
-def test_initialisation_of_the_paper():
+def test_initialization_of_the_paper():
     model = backbone(init="paper", positions="learned")
     assert model.trunk.attention.query.std().item() == pytest.approx(0.002, rel=0.1)
     assert model.trunk.memory.weight.std().item() == pytest.approx(0.02, rel=0.1)
@@ -333,7 +333,7 @@ def test_initialisation_of_the_paper():
 
 
 def test_number_of_parameters_of_the_paper():
-    """The block has about 3.5 M parameters. A ViT-B has 85 M."""
+    """The block has about 3.5 M parameters, compared with 85 M for ViT-B."""
     with torch.device("meta"):
         trunk = EnergyTrunk(EnergyConfig(), 768, 12, 12)
     assert sum(parameter.numel() for parameter in trunk.parameters()) == 6 * 768**2 + 768 + 1
@@ -344,7 +344,7 @@ def test_every_recipe_runs_with_an_energy_backbone(recipe):
     config = RECIPES[recipe]()
     changed = with_backbone(config, "energy")
     assert isinstance(changed.backbone, EnergyConfig)
-    if not isinstance(config.backbone, ConvNetConfig):  # it has no size, patch or stem
+    if not isinstance(config.backbone, ConvNetConfig):  # ConvNets have no size, patch or stem
         assert changed.backbone.dimensions == config.backbone.dimensions[:3]
         assert (changed.backbone.patch, changed.backbone.stem) == (config.backbone.patch, config.backbone.stem)
 
@@ -352,19 +352,19 @@ def test_every_recipe_runs_with_an_energy_backbone(recipe):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"size": "96x6x5"}, "backbone.size is '96x6x5', but 96 is not divisible by 5 heads; choose another HEADS"),
+        ({"size": "96x6x5"}, "backbone.size is '96x6x5', but 96 is not divisible by 5 heads"),
         (
             {"size": "96x0x4"},
-            "backbone.size is '96x0x4'; it takes DIMxDEPTH or DIMxDEPTHxHEADS, with whole numbers of 1 or more",
+            "backbone.size must be DIMxDEPTH or DIMxDEPTHxHEADS with positive integers",
         ),
-        ({"alpha": 0.0}, "backbone.alpha is 0.0; it takes a number between 1e-06 and 1e+06"),
-        ({"alpha": math.inf}, "backbone.alpha is inf"),
-        ({"beta": -1.0}, "backbone.beta is -1.0; it takes a number between 1e-06 and 1e+06, or none"),
-        ({"beta": 0.0}, "backbone.beta is 0.0; it takes a number between 1e-06 and 1e+06, or none"),
-        ({"memories": 0}, "backbone.memories is 0; it takes a whole number, 1 or more"),
-        ({"noise": -0.1}, "backbone.noise is -0.1; it takes a standard deviation, 0 or more"),
+        ({"alpha": 0.0}, "backbone.alpha must be between 1e-06 and 1e+06, got 0.0"),
+        ({"alpha": math.inf}, "backbone.alpha must be between 1e-06 and 1e+06, got inf"),
+        ({"beta": -1.0}, "backbone.beta must be between 1e-06 and 1e+06, or none, got -1.0"),
+        ({"beta": 0.0}, "backbone.beta must be between 1e-06 and 1e+06, or none, got 0.0"),
+        ({"memories": 0}, "backbone.memories must be an integer of at least 1, got 0"),
+        ({"noise": -0.1}, "backbone.noise must be at least 0, got -0.1"),
         ({"patch": 12, "stem": "conv"}, "backbone.patch is 12, but backbone.stem 'conv' requires a power of 2"),
-        ({"patch": 5}, "backbone.patch is 5, but the image of 32x32 pixels is not a multiple of it"),
+        ({"patch": 5}, "the image size 32x32 is not divisible by backbone.patch, which is 5"),
     ],
 )
 def test_messages_about_invalid_settings_are_one_sentence(settings, message):
@@ -389,18 +389,18 @@ torch.manual_seed(0)
 trunk = EnergyTrunk(EnergyConfig(learn_alpha=True, learn_beta=True), 16, 3, 2).double()
 x, valid = torch.randn(4, 6, 16, dtype=torch.float64), torch.rand(4, 6) < 0.7
 rank, world_size = dist.get_rank(), dist.get_world_size()
-share = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
+local = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
 model = DistributedDataParallel(trunk) if wrapper == "ddp" else fully_shard(trunk)
 optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
 for _ in range(2):
     optimizer.zero_grad()
-    model(x[share], valid[share]).square().sum((1, 2)).mean().backward()
+    model(x[local], valid[local]).square().sum((1, 2)).mean().backward()
     optimizer.step()
 weights = [getattr(parameter, "full_tensor", lambda: parameter)() for parameter in trunk.parameters()]
 if rank == 0:
     torch.save(weights, path)
 dist.barrier()
-os._exit(0)  # threads of gloo sometimes crash at the end of a script
+os._exit(0)  # gloo threads sometimes crash at exit
 """
 
 

@@ -24,7 +24,7 @@ def features(x: torch.Tensor, labels: torch.Tensor, split: str) -> Features:
 
 
 def planted(count: int, dim: int, classes: int, gap: float, seed: int) -> Features:
-    """Draw Gaussian classes whose means are `gap` away from the origin; each seed is a split of its own."""
+    """Draw Gaussian classes with means at distance `gap` from the origin. Each seed is a separate split."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, classes, (count,), generator=generator)
     means = torch.nn.functional.normalize(torch.randn(classes, dim, generator=torch.Generator().manual_seed(99)), dim=1)
@@ -75,28 +75,28 @@ def test_shifted_test_labels_give_zero_accuracy():
     assert few_labels(train, shifted, 0.1) < 1
 
 
-def test_images_in_both_train_and_test_are_refused():
+def test_images_in_both_train_and_test_are_rejected():
     train = planted(200, 20, 4, 8.0, 0)
-    part = Features(train.x[150:], train.labels[150:], train.indices[150:], train.source)
+    overlap = Features(train.x[150:], train.labels[150:], train.indices[150:], train.source)
     for measure in (knn, linear_probe):
         with pytest.raises(InputError, match="are in both train and test"):
-            measure(train, part)
+            measure(train, overlap)
 
 
 def test_missing_labels_and_too_few_images_are_errors():
     train, test = planted(30, 4, 2, 8.0, 0), planted(10, 4, 2, 8.0, 1)
-    with pytest.raises(InputError, match="50 neighbors but 30 training images"):
+    with pytest.raises(InputError, match=r"k = 50 exceeds the number of training images \(30\)"):
         knn(train, test, (50,))
     with pytest.raises(InputError, match="no labels"):
         knn(replace(train, labels=None), test)
-    with pytest.raises(InputError, match="one label"):
+    with pytest.raises(InputError, match="have the same label"):
         linear_probe(replace(train, labels=torch.ones_like(train.labels)), test)
 
 
 def test_few_labels_score_below_all_labels():
     train, test = planted(2000, 20, 4, 4.0, 0), planted(1000, 20, 4, 4.0, 1)
-    few, full = few_labels(train, test, 0.01), linear_probe(train, test)[0]
-    assert 60 < few < full
+    one_percent, full = few_labels(train, test, 0.01), linear_probe(train, test)[0]
+    assert 60 < one_percent < full
     assert few_labels(planted(300, 20, 4, 4.0, 0), test, 0.001) is None
 
 
@@ -142,7 +142,7 @@ def test_the_score_table_has_a_row_for_every_encoder():
     assert [line.split("  ")[0] for line in text.splitlines()[1:]] == [
         "trained (target encoder)",
         "trained (context encoder)",
-        "untrained, same encoder",
+        "untrained encoder",
         "raw pixels",
     ]
     assert "51.2" in text
@@ -151,7 +151,7 @@ def test_the_score_table_has_a_row_for_every_encoder():
 def test_invalid_arguments_are_errors():
     train, test = planted(100, 8, 3, 2.0, 0), planted(50, 8, 3, 2.0, 1)
     for neighbors in ((0,), ()):
-        with pytest.raises(InputError, match="numbers above 0"):
+        with pytest.raises(InputError, match="must be positive"):
             knn(train, test, neighbors)
     with pytest.raises(InputError, match="widths 8 and 7"):
         knn(train, replace(test, x=test.x[:, :7]))

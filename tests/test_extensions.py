@@ -124,7 +124,7 @@ def test_a_table_refuses_what_is_not_a_part():
     class Nameless(ObjectiveConfig):
         pass
 
-    with pytest.raises(InputError, match="the kind 'ijepa' of Second is taken by IJepaConfig"):
+    with pytest.raises(InputError, match="the kind 'ijepa' of Second is taken by jepa.config.ijepa.IJepaConfig"):
         OBJECTIVES[Second] = "nowhere:Nothing"
     with pytest.raises(InputError, match="Nameless has no kind"):
         OBJECTIVES[Nameless] = "nowhere:Nothing"
@@ -132,6 +132,10 @@ def test_a_table_refuses_what_is_not_a_part():
         BACKBONES[Nameless] = "nowhere:Nothing"
     with pytest.raises(InputError, match="the recipe name 'demo' is taken"):
         RECIPES["demo"] = lambda: Config()
+    with pytest.raises(InputError, match="the recipe 'mine' must be a function that returns a Config, got Config"):
+        RECIPES["mine"] = Config()
+    with pytest.raises(InputError, match="Nameless is not registered; add a line to its table"):
+        OBJECTIVES.implementation(Nameless())
 
 
 def test_byol_is_a_file(tmp_path, toy_source, capsys):
@@ -185,11 +189,14 @@ def test_code_is_run_only_when_it_is_given(tmp_path, toy_source, capsys):
 
     code.write_text(code.read_text().replace("Mean squared error", "Squared error"))
     assert call("evaluate", run, "--code", code) == 2
-    assert "was trained with another version of method.py" in capsys.readouterr().err
+    assert "was trained with a different version of method.py" in capsys.readouterr().err
     assert call("train", "--run", run, "--resume", "--steps", "4", "--code", code) == 2
     assert call("evaluate", run, "--code", code, "--allow-changed-code") == 0
     assert call("train", "--run", run, "--resume", "--steps", "4", "--code", code, "--allow-changed-code") == 0
     assert Run(run).load()[1]["step"] == 4
+    copies = sorted(path.name for path in (run / "code").iterdir())
+    assert len(copies) == 2
+    assert (run / "code" / "method.py").read_bytes() == code.read_bytes()
 
 
 def test_runs_of_a_file_are_compared_without_it(tmp_path, toy_source, capsys):
@@ -205,9 +212,11 @@ def test_runs_of_a_file_are_compared_without_it(tmp_path, toy_source, capsys):
     ("content", "arguments", "message"),
     [
         ("x = 1", [], "method.py defines no recipe"),
-        ("import nothing_here", [], "method.py, line 1, does not run: ModuleNotFoundError"),
-        ("def broken(:", [], "does not run: SyntaxError"),
+        ("import nothing_here", [], "method.py failed at line 1: ModuleNotFoundError"),
+        ("def broken(:", [], "method.py failed: SyntaxError"),
         ("from jepa.config import *\nRECIPES['a'] = Config\nRECIPES['b'] = lambda: Config()", [], "defines several"),
+        ("from jepa.config import *\nRECIPES['a'] = lambda: None", [], "must return a Config, got NoneType"),
+        ("import sys; sys.exit()", [], "method.py failed at line 1: SystemExit"),
         (None, [], "the code"),
     ],
 )
@@ -218,6 +227,27 @@ def test_a_file_that_is_not_a_method_is_one_sentence(tmp_path, content, argument
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
+
+
+def test_a_run_has_one_code_file(tmp_path, capsys):
+    """A run records one file; a second one would be missing when the run is opened."""
+    mixer, autoencoder = EXTENSIONS / "mixer.py", EXTENSIONS / "autoencoder.py"
+    for arguments in ([autoencoder, "--code", mixer], ["demo", "--code", mixer, f"--code={autoencoder}"]):
+        assert call("train", *arguments) == 2
+        assert "several code files are given; put all components into one file" in capsys.readouterr().err
+    (tmp_path / "method.txt").write_text("x = 1")
+    assert call("train", tmp_path / "method.txt") == 2
+    assert "is not a Python file; give the name of a recipe, or a file that ends in .py" in capsys.readouterr().err
+
+
+def test_a_config_that_cannot_be_read_again_is_rejected_before_training(tmp_path, toy_source, capsys):
+    code = tmp_path / "method.py"
+    text = (EXTENSIONS / "autoencoder.py").read_text()
+    text = text.replace("noise: float = 0.1", "noise: float = 0.1\n    extra: dict = field(default_factory=dict)")
+    code.write_text(text.replace("from dataclasses import dataclass", "from dataclasses import dataclass, field"))
+    assert call("train", code, "--data", toy_source, "--data.channels", "3", "--run", tmp_path / "run") == 2
+    assert "config.objective.extra" in capsys.readouterr().err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
 
 
 def test_another_recipe_of_a_file_is_suggested(capsys):

@@ -35,7 +35,7 @@ EXPECTED = {
 
 @pytest.fixture
 def many(tmp_path, monkeypatch):
-    """Write enough test images for a correlation dimension. UMAP, which has a test of its own, is replaced by PCA."""
+    """Write enough test images for a correlation dimension. UMAP, which is tested separately, is replaced by PCA."""
     monkeypatch.setattr("jepa.evaluation.projection.MAX_POINTS", 10)
     for split, count, seed in (("train", 80, 0), ("test", 300, 1)):
         images, labels = toy_images(count, seed=seed)
@@ -52,7 +52,7 @@ def test_every_figure_is_drawn_or_does_not_apply_and_the_report_has_them_all(kin
             figure = draw(name, run)
             assert all(axes.has_data() or not axes.axison for axes in figure.axes), name
         else:
-            with pytest.raises(InputError, match=r"have no masks|have no saccades|has no attention"):
+            with pytest.raises(InputError, match=r"has no (masks|saccades|attention) to draw"):
                 draw(name, run)
     result = evaluate_run(run)
     page = write_report(run, result).read_text()
@@ -69,8 +69,8 @@ def test_the_animation_has_a_frame_for_every_patch(tiny, tmp_path):
     with Image.open(io.BytesIO(animate_attention(run))) as animation:
         assert animation.n_frames == 16
         frames = []
-        for number in range(animation.n_frames):
-            animation.seek(number)
+        for i in range(animation.n_frames):
+            animation.seek(i)
             frames.append(np.asarray(animation.convert("RGB")).tobytes())
     assert len(set(frames)) == 16
 
@@ -80,7 +80,7 @@ def test_a_patch_outside_the_grid_is_an_error(tiny, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plot", str(run), "attention", "--patch", "4", "0"])
     assert stop.value.code == 2
-    assert "a row of 0 to 3" in capsys.readouterr().err
+    assert "a row between 0 and 3" in capsys.readouterr().err
 
 
 def test_plot_writes_the_figures_that_apply(tiny, tmp_path, capsys):
@@ -91,12 +91,12 @@ def test_plot_writes_the_figures_that_apply(tiny, tmp_path, capsys):
     written = {path.stem for path in (run / "figures").iterdir()}
     assert written == {"masks", "curves", "attention", "umap", "spectrum"}  # 40 images are too few for a dimension
     with pytest.raises(SystemExit):
-        main(["plot", str(run), "masks", "--out", str(tmp_path / "own.svg")])
-    assert (tmp_path / "own.svg").read_text().startswith("<?xml")
+        main(["plot", str(run), "masks", "--out", str(tmp_path / "custom.svg")])
+    assert (tmp_path / "custom.svg").read_text().startswith("<?xml")
     for arguments, message in (
         (["atention"], "did you mean 'attention'"),
-        (["masks", "--out", "a.txt"], "ends in .png"),
-        (["--out", "a.png"], "takes one figure"),
+        (["masks", "--out", "a.txt"], "use the extension .png"),
+        (["--out", "a.png"], "requires the name of one figure"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(["plot", str(run), *arguments])
@@ -119,7 +119,7 @@ def test_a_run_without_labels_has_a_report(tiny, tmp_path):
     ("knn", "linear", "summary"),
     [
         (50, 50, "Training improved the features: kNN +10.0 points and linear probe +10.0 points"),
-        (50, 39, "Training improved the features only by kNN accuracy: kNN +10.0 points and linear probe -1.0 points"),
+        (50, 39, "Training improved the features only in kNN accuracy: kNN +10.0 points and linear probe -1.0 points"),
         (41, 39, "Training did not clearly improve the features: kNN +1.0 points and linear probe -1.0 points"),
     ],
 )
@@ -166,7 +166,7 @@ def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     assert figure.stat().st_size > 5000
 
 
-def test_compare_does_not_load_code_of_the_user(tiny, tmp_path):
+def test_compare_does_not_load_user_code(tiny, tmp_path):
     run = train(tiny, tmp_path / "run")
     evaluate_run(EvaluationRun.open(run.path))
     settings = json.loads((run.path / "config.json").read_text())
@@ -181,7 +181,7 @@ def test_compare_names_what_is_missing(tiny, tmp_path, capsys):
     run = train(tiny, tmp_path / "run").path
     for arguments, message in (
         ([], "no run is given"),
-        ([str(run)], "is not evaluated yet"),
+        ([str(run)], "has not been evaluated"),
         ([str(tmp_path)], "not a run"),
     ):
         with pytest.raises(SystemExit) as stop:

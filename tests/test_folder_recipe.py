@@ -1,4 +1,4 @@
-"""The recipe `ijepa-folder` on the command line: settings chosen from the images, and flags that override them."""
+"""The `ijepa-folder` recipe on the command line: automatic settings, and flags that override them."""
 
 import dataclasses
 from pathlib import Path
@@ -21,7 +21,7 @@ def pets(tmp_path) -> Path:
 
 @pytest.fixture
 def started(monkeypatch) -> list[tuple[Config, Path]]:
-    """The runs that `jepa train` starts. None of them trains."""
+    """Record the runs started by `jepa train`, without training."""
     runs: list[tuple[Config, Path]] = []
     monkeypatch.setattr("jepa.train.train", lambda config, path, resume: runs.append((config, path)))
     return runs
@@ -43,7 +43,7 @@ def test_settings_are_chosen_from_the_images_and_printed(capsys, started, pets, 
     command = ["train", "ijepa-folder", "--data", str(pets), "--run", str(run), "--device", "cpu", *flags]
     code, _, err = call(capsys, *command)
     assert code == 0, err
-    assert (run.parent / CACHE.name).is_dir()  # the index is beside the run
+    assert (run.parent / CACHE.name).is_dir()  # the index is next to the run
     summary, line = summarize_source(str(pets), "cpu")
     config, settings = auto_config(str(pets), summary, size)
     seed = 3 if "--seed" in flags else 0
@@ -68,9 +68,9 @@ def test_flags_override_automatic_settings(capsys, started, pets, tmp_path):
 def test_images_are_required_and_inspected_for_this_recipe_only(capsys, started, monkeypatch, pets, tmp_path):
     code, _, err = call(capsys, "train", "ijepa-folder", "--run", str(tmp_path / "r"))
     assert code == 2
-    assert err.startswith("jepa: ijepa-folder chooses its settings from your images; ")
+    assert err.startswith("jepa: ijepa-folder derives its settings from your images; ")
     assert err.endswith("--data PATH/TO/FOLDER\n")
-    monkeypatch.setattr("jepa.data.inspect.summarize_source", None)  # calling it ends in a traceback
+    monkeypatch.setattr("jepa.data.inspect.summarize_source", None)  # fails if it is called
     assert not call(capsys, "train", "ijepa-folder", "--help")[0]
     assert call(capsys, "train", "demo", "--data", str(pets), "--run", str(tmp_path / "r"))[0] == 0
     assert started[0][0].name == "demo"

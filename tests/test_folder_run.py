@@ -1,4 +1,4 @@
-"""Complete runs on a folder of readable and unreadable files: train, resume, evaluate."""
+"""Complete runs on a folder of readable and unreadable files: training, resuming and evaluation."""
 
 import json
 from pathlib import Path
@@ -24,7 +24,7 @@ def zoo(tmp_path) -> Path:
 
 
 def folder_config(folder: Path, **settings) -> Config:
-    """A run of 20 steps on all images of a folder, however many are unreadable."""
+    """Return a config of 20 steps on all images of a folder, however many are unreadable."""
     config = tiny_config(str(folder), steps=20)
     return override(config, data__canvas=20, data__holdout=0.0, data__max_broken=1.0, **settings)
 
@@ -43,7 +43,7 @@ def test_training_and_evaluation_skip_and_list_broken_files(zoo, tmp_path, setti
     assert all(line.split(": ")[1] for line in lines)
     result = evaluate(run.path)
     assert {line.split(": ")[0] for line in result["unreadable"]} == BROKEN
-    assert "Left out: 6 images that cannot be read" in as_text(result, run.path)
+    assert "Skipped: 6 unreadable images" in as_text(result, run.path)
     assert "need labels" in as_text(result, run.path)
 
 
@@ -54,9 +54,9 @@ def test_too_many_broken_files_stop_the_run_and_are_named(zoo, tmp_path):
 
 
 def test_one_broken_file_never_stops_a_run(tmp_path):
-    write_photos(tmp_path / "few", 9)
-    (tmp_path / "few" / "broken.png").touch()
-    train(override(folder_config(tmp_path / "few"), data__max_broken=0.0), tmp_path / "run")
+    write_photos(tmp_path / "photos", 9)
+    (tmp_path / "photos" / "broken.png").touch()
+    train(override(folder_config(tmp_path / "photos"), data__max_broken=0.0), tmp_path / "run")
 
 
 def test_a_broken_image_is_replaced_by_the_next_readable_one(tmp_path):
@@ -89,7 +89,7 @@ def test_broken_files_are_listed_once_and_counted_when_a_run_is_resumed(tmp_path
 
 
 def test_a_resumed_epoch_shows_every_image_once(tmp_path, monkeypatch):
-    """A run that stops within an epoch and is resumed shows each image of the epoch once, as without the stop."""
+    """A run resumed in the middle of an epoch shows each image once per epoch, like an uninterrupted run."""
     write_photos(tmp_path, 22)
     config = override(folder_config(tmp_path), steps=11, batch_size=4, save_every=3)
     shown = []

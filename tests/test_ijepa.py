@@ -1,4 +1,4 @@
-"""I-JEPA: the loss equals the equation, gradients and moving average, regularizers."""
+"""I-JEPA: loss, gradients, EMA, and regularizers."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def without_regularizers(config: Config) -> Config:
     return override(config, objective__variance=0.0, objective__covariance=0.0)
 
 
-def test_loss_equals_the_equation_for_each_image_and_target(config):
+def test_loss_matches_a_loop_over_images_and_targets(config):
     objective = fresh_objective(without_regularizers(config))
     inputs = objective.sample(batch_of(3), Rng(0, 0, torch.arange(3)))
     masks = inputs.masks
@@ -74,7 +74,7 @@ def test_only_the_context_encoder_and_the_predictor_learn(config):
         assert parameter.grad.abs().sum() > 0 or "qkv.bias" in name, name
 
 
-def test_the_target_encoder_starts_equal_and_moves_half_way_in_a_half_life(config):
+def test_the_target_encoder_starts_equal_and_moves_halfway_in_a_half_life(config):
     objective = fresh_objective(override(config, objective__ema_half_life=5, objective__ema_half_life_end=5))
     assert isinstance(objective, IJepa)
     start = {name: value.clone() for name, value in objective.target.state_dict().items()}
@@ -88,7 +88,7 @@ def test_the_target_encoder_starts_equal_and_moves_half_way_in_a_half_life(confi
         assert torch.allclose(parameter - start[name], torch.full_like(parameter, 0.5), atol=1e-5), name
 
 
-def test_pixels_outside_the_context_do_not_influence_the_prediction(config):
+def test_pixels_outside_the_context_do_not_affect_the_prediction(config):
     objective = fresh_objective(override(config, backbone__stem="linear"))
     inputs = objective.sample(batch_of(2), Rng(0, 0, torch.arange(2)))
     images, masks = inputs

@@ -14,11 +14,11 @@ from tests.conftest import toy_images, write_parquet
 from tests.test_cli import call
 from tests.zoo import BROKEN, photo, write_pets, write_zoo
 
-CELL, GAP, CAPTION = 144, 8, 16  # pixels of the contact sheet
+CELL, GAP, CAPTION = 144, 8, 16  # dimensions of the contact sheet in pixels
 
 
 def index_of(images: list[Image.Image], labels: list[int] | None = None, classes: tuple[str, ...] = ()) -> SplitIndex:
-    """Index images in memory."""
+    """Build an in-memory index of images."""
     files = []
     for image in images:
         buffer = io.BytesIO()
@@ -37,14 +37,14 @@ def plain(color: int, width: int = 20, height: int = 20) -> Image.Image:
 
 @pytest.fixture(scope="module")
 def zoo(tmp_path_factory) -> tuple[Path, set[str]]:
-    """The folder of the zoo, and the names of its readable images."""
+    """Return the folder of the zoo and the names of its readable images."""
     folder = tmp_path_factory.mktemp("photos") / "zoo"
     return folder, set(write_zoo(folder))
 
 
 @pytest.fixture(scope="module")
 def result(zoo) -> InspectionResult:
-    """All images of the zoo, inspected."""
+    """Inspect all images of the zoo."""
     source = open_source(str(zoo[0]), zoo[0].parent / CACHE.name)
     assert source.splits() == ["train"]
     return inspect_images(source.open("train"), None)
@@ -89,7 +89,7 @@ def test_sizes_follow_the_exif_orientation(tmp_path, kind):
         photo(30, 20).save(tmp_path / f"{orientation}.{kind}", exif=exif)
     result = inspect_images(training_index(tmp_path), None)
     assert [image.size for image in result.images] == [(30, 20)] * 4 + [(20, 30)] * 4
-    assert result.share_of_median_aspect == 0.5
+    assert result.median_aspect_fraction == 0.5
 
 
 def test_images_with_equal_channels_are_gray(result):
@@ -100,7 +100,7 @@ def test_images_with_equal_channels_are_gray(result):
     pixels = np.asarray(photo().convert("L"))[..., None].repeat(3, 2)
     noisy = (pixels // 2 + np.random.default_rng(0).integers(0, 4, pixels.shape)).astype(np.uint8)
     tinted = (pixels // 2 + np.array([0, 0, 20])).astype(np.uint8)
-    images = [Image.fromarray(each) for each in (pixels, noisy, tinted)]
+    images = [Image.fromarray(array) for array in (pixels, noisy, tinted)]
     mixed = inspect_images(index_of(images), None)
     assert [image.gray for image in mixed.images] == [True, True, False]
     assert not mixed.gray
@@ -114,7 +114,7 @@ def test_duplicates_have_the_same_content_under_any_name(tmp_path):
     for original, copy in {"1": "a", "3": "b"}.items():
         shutil.copy(tmp_path / f"{original}.png", tmp_path / "copies" / f"{copy}.png")
     shutil.copy(tmp_path / "3.png", tmp_path / "copies" / "c.jpg")
-    photo(seed=0).save(tmp_path / "0.webp", lossless=True)  # the same pixels in a different file are no duplicate
+    photo(seed=0).save(tmp_path / "0.webp", lossless=True)  # identical pixels in a different format are not a duplicate
     assert inspect_images(training_index(tmp_path), None).duplicates == [
         ["3.png", "copies/b.png", "copies/c.jpg"],
         ["1.png", "copies/a.png"],
@@ -137,15 +137,15 @@ def test_the_median_size_and_its_aspect_ratio():
     sizes = [(10, 90), (90, 70), (30, 40), (20, 20), (31, 40), (60, 80), (300, 400)]
     result = inspect_images(index_of([plain(9, *size) for size in sizes]), None)
     assert result.median_size == (31, 40)
-    assert result.share_of_median_aspect == pytest.approx(1 / 7)
+    assert result.median_aspect_fraction == pytest.approx(1 / 7)
     result = inspect_images(index_of([plain(9, *size) for size in [(30, 40), (40, 30), (60, 80), (61, 80)]]), None)
-    assert result.median_size == (60, 80)  # of four, the third
-    assert result.share_of_median_aspect == 0.75
+    assert result.median_size == (60, 80)  # the third of four
+    assert result.median_aspect_fraction == 0.75
     assert result.images_per_second > 0
 
 
 def cell(sheet: Image.Image, number: int, caption: int, columns: int = 8) -> np.ndarray:
-    """Cut one image with its caption out of the contact sheet."""
+    """Return one image of the contact sheet with its caption."""
     left = GAP + (number % columns) * (CELL + GAP)
     top = GAP + number // columns * (CELL + caption + GAP)
     return np.asarray(sheet)[top : top + CELL + caption, left : left + CELL]
@@ -180,7 +180,7 @@ def test_images_on_the_contact_sheet_are_uncropped_and_upright(tmp_path):
     pixels[:, :20] = (255, 0, 0)
     pixels[:, 20:] = (0, 0, 255)
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate clockwise by 90 degrees: the left half becomes the upper half
+    exif[0x0112] = 6  # rotates clockwise by 90 degrees: the left half becomes the upper half
     Image.fromarray(pixels).save(tmp_path / "a.png")
     Image.fromarray(pixels).save(tmp_path / "b.png", exif=exif)
     index = training_index(tmp_path)
@@ -244,8 +244,8 @@ def test_photos_without_labels_are_described(tmp_path, monkeypatch):
     words = " ".join(inspect_source(str(tmp_path / "photos"), tmp_path / "sheet.jpg").split())
     assert "train 12 images, " in words
     assert ", no labels" in words
-    assert "train: 5 of 12 images inspected, evenly spaced (--all inspects all of them)" in words
-    assert "sizes 5 from 40x30 to " in words
+    assert "train: 5 of 12 images inspected, evenly spaced (use --all to inspect all of them)" in words
+    assert "sizes 5 sizes from 40x30 to " in words
     assert "broken none" in words
     assert "duplicates none" in words
     assert "ignored" not in words
@@ -253,10 +253,10 @@ def test_photos_without_labels_are_described(tmp_path, monkeypatch):
         assert sheet.height == CELL + 2 * GAP
     words = " ".join(inspect_source(str(tmp_path / "photos"), tmp_path / "sheet.jpg", inspect_all=True).split())
     assert "train: all images inspected" in words
-    assert "sizes 12 from 40x30 to 51x41 pixels, " in words
+    assert "sizes 12 sizes from 40x30 to 51x41 pixels, " in words
 
 
-def test_long_lists_are_cut(tmp_path):
+def test_long_lists_are_truncated(tmp_path):
     for number in range(9):
         folder = tmp_path / "many" / f"class{number}"
         folder.mkdir(parents=True)
@@ -279,7 +279,7 @@ def test_a_source_of_broken_images_is_described_but_has_no_summary(tmp_path, cap
     assert all(f"{number}.jpg: " in text for number in range(3))
     assert "contact sheet" not in text
     assert not (tmp_path / "sheet.png").exists()
-    with pytest.raises(InputError, match=r"none of 3 images of .* can be read: 0.jpg: "):
+    with pytest.raises(InputError, match=r"none of the 3 inspected images of .* can be read: 0.jpg: "):
         summarize_source(str(tmp_path / "broken"), "cpu")
     source = str(tmp_path / "broken")
     code, _, err = call(capsys, "train", "ijepa-folder", "--data", source, "--run", str(tmp_path / "run"))
@@ -337,7 +337,7 @@ def test_jepa_data_of_the_sample(capsys, tmp_path, monkeypatch):
 def test_jepa_data_without_images_is_an_error_in_one_sentence(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
-    for source, message in {"nowhere": "there is nothing at nowhere", "empty": "holds no images"}.items():
+    for source, message in {"nowhere": "nowhere does not exist", "empty": "contains no images"}.items():
         code, out, err = call(capsys, "data", source)
         assert (code, out) == (2, "")
         assert err.startswith("jepa: ")

@@ -1,4 +1,4 @@
-"""Masks of I-JEPA: disjoint, without positional bias, with little padding, independent of the batch."""
+"""I-JEPA masks: disjoint, unbiased in position, with little padding, and independent of the batch."""
 
 import pytest
 import torch
@@ -18,16 +18,16 @@ def sample_masks(config: MaskConfig, grid: tuple[int, int], count: int, seed: in
 
 
 def counts(indices: torch.Tensor, valid: torch.Tensor, num_tokens: int) -> torch.Tensor:
-    """Return how often each token occurs among the valid indices of an image, (B, N)."""
+    """Count the occurrences (B, N) of each token among the valid indices of each image."""
     flat = torch.zeros(len(indices), num_tokens, dtype=torch.long)
     return flat.scatter_add_(1, indices.flatten(1), valid.flatten(1).long())
 
 
 def is_symmetric(frequency: torch.Tensor, grid: tuple[int, int]) -> bool:
-    """Return whether frequencies (N,) differ by less than 0.02 from their mirror images, vertically and horizontally.
+    """Return whether frequencies (N,) differ by less than 0.02 from their vertical and horizontal mirror images.
 
-    The standard error of a difference over 40,000 samples is 0.0035, and the largest of about a hundred is tested.
-    `benchmarks/masks.py` measures the difference over 200,000 samples.
+    The standard error of a difference is 0.0035 with 40,000 samples, and the largest of about a hundred is tested.
+    `benchmarks/masks.py` measures the differences with 200,000 samples.
     """
     image = frequency.view(grid)
     return bool(max((image - image.flip(axis)).abs().max() for axis in (0, 1)) < 0.02)
@@ -44,7 +44,7 @@ def test_masks_are_disjoint_without_bias_and_with_little_padding(grid):
         context = counts(masks.context, masks.context_valid, num_tokens)
         targets = counts(masks.targets, masks.targets_valid, num_tokens)
         assert not (context.bool() & targets.bool()).any()
-        assert context.max() == 1  # no token twice
+        assert context.max() == 1  # no duplicate tokens
         assert masks.context_valid.any(1).all()
         assert masks.targets_valid.flatten(1).any(1).all()
         context_frequency += context.sum(0) / num_samples
@@ -68,7 +68,7 @@ def test_every_strategy_is_disjoint_and_symmetric(strategy, grid):
     assert is_symmetric(targets.float().mean(0), grid)
 
 
-def test_rasterized_targets_are_the_three_other_quadrants():
+def test_rasterized_targets_are_the_three_remaining_quadrants():
     masks = sample_masks(MaskConfig(strategy="rasterized"), (8, 8), 100)
     assert masks.targets.shape == (100, 3, 16)
     assert masks.context.shape == (100, 16)
@@ -76,7 +76,7 @@ def test_rasterized_targets_are_the_three_other_quadrants():
     assert torch.equal(union, torch.arange(64).expand(100, -1))
 
 
-def test_targets_are_rectangles_before_thinning():
+def test_targets_are_rectangles_before_subsampling():
     sampler = MaskSampler(MaskConfig(), (14, 14))
     _, targets = sampler._sample_regions(Rng(0, 0, torch.arange(500)))
     blocks = targets.flatten(0, 1).view(-1, 14, 14)
@@ -84,10 +84,10 @@ def test_targets_are_rectangles_before_thinning():
     height, width = blocks.any(2).sum(1), blocks.any(1).sum(1)
     assert torch.equal(height * width, blocks.flatten(1).sum(1))
     area = (height * width) / 196
-    assert area.min() > 0.12  # between 0.15 and 0.2 before sides are rounded to tokens
+    assert area.min() > 0.12  # 0.15 to 0.2 before sides are rounded to tokens
     assert area.max() < 0.24
     aspect = height / width
-    assert aspect.min() < 0.85  # wide blocks and tall ones
+    assert aspect.min() < 0.85  # both wide and tall blocks
     assert aspect.max() > 1.3
 
 
@@ -100,16 +100,16 @@ def test_masks_do_not_depend_on_the_batch():
 
 
 def test_each_image_has_its_own_masks_unless_they_are_shared():
-    own = sample_masks(MaskConfig(), (8, 8), 50)
-    assert len(own.targets.flatten(1).unique(dim=0)) == 50
+    individual = sample_masks(MaskConfig(), (8, 8), 50)
+    assert len(individual.targets.flatten(1).unique(dim=0)) == 50
     shared = sample_masks(MaskConfig(shared=True), (8, 8), 50)
     assert len(shared.targets.flatten(1).unique(dim=0)) == 1
-    assert shared.context.shape == own.context.shape
+    assert shared.context.shape == individual.context.shape
     again = MaskSampler(MaskConfig(shared=True), (8, 8)).sample(Rng(0, 0, torch.arange(30, 50)))
-    assert torch.equal(again.context[0], shared.context[0])  # also on another process
+    assert torch.equal(again.context[0], shared.context[0])  # also on a different process
 
 
-def test_context_limit_keeps_tokens_at_random():
+def test_context_limit_randomly_subsamples_tokens():
     masks = sample_masks(MaskConfig(context_limit=0.25), (8, 8), 20_000)
     assert masks.context.shape[1] == 16
     frequency = counts(masks.context, masks.context_valid, 64).float().mean(0)
@@ -137,7 +137,7 @@ def test_any_grid_has_context_and_targets(rows, columns, num_targets, max_scale,
     assert masks.context.max() < num_tokens
 
 
-def test_targets_that_leave_no_context_are_refused():
+def test_targets_that_leave_no_context_are_rejected():
     with pytest.raises(InputError, match=r"leaves fewer than masks\.min_context"):
         MaskSampler(MaskConfig(target_scale=(0.9, 1.0)), (8, 8))
     for low in (0.8, 0.98):

@@ -1,4 +1,4 @@
-"""Learning rate, weight decay, EMA momentum, and parameter groups."""
+"""Schedules of the learning rate, weight decay and EMA momentum, and parameter groups."""
 
 import math
 
@@ -11,7 +11,7 @@ from jepa.optim import build_optimizer, learning_rate, momentum, set_schedule, w
 CONFIG = OptimConfig(lr=1.0, lr_start=0.1, lr_end=0.01, warmup=10, weight_decay=0.04, weight_decay_end=0.4)
 
 
-def test_learning_rate_is_a_warmup_and_a_cosine():
+def test_learning_rate_has_a_warmup_and_a_cosine():
     lrs = [learning_rate(step, 110, CONFIG) for step in range(111)]
     assert math.isclose(lrs[0], 0.1)
     assert math.isclose(lrs[5], 0.55)
@@ -25,7 +25,7 @@ def test_warmup_takes_at_most_a_quarter_of_a_short_run():
     assert math.isclose(learning_rate(1, 4, CONFIG), 1.0)
 
 
-def test_weight_decay_increases_on_a_cosine():
+def test_weight_decay_follows_a_cosine():
     assert math.isclose(weight_decay(0, 100, CONFIG), 0.04)
     assert math.isclose(weight_decay(50, 100, CONFIG), 0.22)
     assert math.isclose(weight_decay(100, 100, CONFIG), 0.4)

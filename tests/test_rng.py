@@ -1,14 +1,16 @@
+"""Random numbers: reproducible, uniform, and independent of the batch."""
+
 import pytest
 import torch
 
 from jepa.rng import Rng
 
 
-def test_a_draw_depends_on_the_position_and_not_on_the_batch():
+def test_draws_depend_on_the_position_but_not_on_the_batch():
     whole = Rng(1, 2, torch.arange(64)).uniform("masks", 3, 5)
-    parts = [Rng(1, 2, positions).uniform("masks", 3, 5) for positions in torch.arange(64).split(16)]
+    splits = [Rng(1, 2, positions).uniform("masks", 3, 5) for positions in torch.arange(64).split(16)]
     assert whole.shape == (64, 3, 5)
-    assert torch.equal(whole, torch.cat(parts))
+    assert torch.equal(whole, torch.cat(splits))
 
 
 def test_seed_step_and_purpose_each_change_every_number():
@@ -28,18 +30,18 @@ def test_draws_are_uniform_and_uncorrelated():
     assert u.max() < 1
     counts = torch.histc(u, 50, 0, 1)
     chi_squared = float(((counts - u.numel() / 50) ** 2 / (u.numel() / 50)).sum())
-    assert chi_squared < 86  # 99.9% of a chi-squared distribution with 49 degrees of freedom
+    assert chi_squared < 86  # 99.9% quantile of the chi-squared distribution with 49 degrees of freedom
     correlation = torch.corrcoef(u.T) - torch.eye(10)
     assert correlation.abs().max() < 0.03
     neighbors = torch.corrcoef(torch.stack([u[:-1].flatten(), u[1:].flatten()]))[0, 1]
     assert abs(float(neighbors)) < 0.01
 
 
-def test_a_purpose_is_drawn_once():
-    """A second draw would return the same numbers, and two views of an image would be one."""
+def test_a_purpose_can_only_be_drawn_once():
+    """A second draw would return the same numbers, so that two views of an image would be identical."""
     rng = Rng(0, 0, torch.arange(4))
     first = rng.uniform("crop", 5)
-    with pytest.raises(ValueError, match="'crop' were drawn before in this step"):
+    with pytest.raises(ValueError, match="'crop' were already drawn in this step; use a distinct purpose per draw"):
         rng.uniform("crop", 5)
     assert torch.equal(first, Rng(0, 0, torch.arange(4)).uniform("crop", 5))
     assert not torch.equal(first, rng.uniform("crop, view 1", 5))

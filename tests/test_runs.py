@@ -41,7 +41,9 @@ def test_a_checkpoint_cut_in_half(tmp_path):
     content = run.checkpoint().read_bytes()
     for length in (0, 5, len(content) // 2):
         run.checkpoint().write_bytes(content[:length])
-        with pytest.raises(InputError, match=r"last.safetensors is damaged .*; best.safetensors is in the same folder"):
+        with pytest.raises(
+            InputError, match=r"last.safetensors is damaged .*; try best.safetensors in the same folder"
+        ):
             run.load()
 
 
@@ -50,7 +52,7 @@ def test_a_foreign_file_is_no_checkpoint(tmp_path):
 
     run = checkpointed(tmp_path / "run")
     save_file({"x": torch.zeros(1)}, run.checkpoint())
-    with pytest.raises(InputError, match="is not a checkpoint of this program"):
+    with pytest.raises(InputError, match="is not an image-jepa checkpoint"):
         run.load()
 
 

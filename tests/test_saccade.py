@@ -1,4 +1,4 @@
-"""Saccade JEPA and VICReg: terms of the loss, teacher, backbones of timm, invalid settings, several processes."""
+"""Saccade JEPA and VICReg: loss terms, teacher, timm backbones, invalid settings, and distributed training."""
 
 import dataclasses
 import os
@@ -85,7 +85,7 @@ def test_huber_is_linear_for_large_errors(tiny):
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
-def test_terms_with_weight_0_are_not_built(tiny, name):
+def test_terms_with_weight_0_are_not_computed(tiny, name):
     weights = dict.fromkeys(WEIGHTS, 0.0) | {name: 1.0}
     objective = fresh_objective(saccade_config(tiny, **weights))
     losses = objective(inputs_of(objective))
@@ -94,7 +94,7 @@ def test_terms_with_weight_0_are_not_built(tiny, name):
     assert torch.allclose(losses["loss"], losses[name])
     assert (objective.predictor is not None) == (name in ("prediction", "cycle"))
     assert (objective.inverse is not None) == (name == "inverse")
-    losses["loss"].backward()  # DDP would refuse parameters without a gradient
+    losses["loss"].backward()  # DDP requires a gradient for all parameters
     assert all(parameter.grad is not None for parameter in objective.parameters() if parameter.requires_grad)
 
 
@@ -130,7 +130,7 @@ def test_only_student_and_predictor_have_gradients_and_the_teacher_is_their_aver
             num_statistics += "running_mean" in name and not torch.equal(value, before[name])
         else:
             assert torch.equal(value, student[name])
-    assert num_statistics == 20  # of every BatchNorm
+    assert num_statistics == 20  # one per BatchNorm
 
 
 def test_the_teacher_uses_its_running_statistics(tiny):
@@ -173,13 +173,12 @@ def test_a_small_stem_has_a_finer_grid(name):
     large, small = (ConvNet(ConvNetConfig(name, small_stem=stem), 3, (64, 64)).eval() for stem in (False, True))
     images = torch.zeros(1, 3, 64, 64)
     factor = large.stride // small.stride
-    assert factor == (
-        4 if name in ("resnet18", "densenet121", "resnet10t") else 2
-    )  # with pooling after the first layer
+    has_pooling = name in ("resnet18", "densenet121", "resnet10t")  # after the first layer
+    assert factor == (4 if has_pooling else 2)
     assert large(images).grid == (2, 2)
     assert small(images).grid == (2 * factor, 2 * factor)
     convolutions = [module for module in small.modules() if isinstance(module, nn.Conv2d) and module.kernel_size[0] > 1]
-    assert all(each.weight.is_contiguous(memory_format=torch.channels_last) for each in convolutions)
+    assert all(layer.weight.is_contiguous(memory_format=torch.channels_last) for layer in convolutions)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -213,7 +212,7 @@ def test_vicreg_equals_its_definition(tiny):
 @pytest.mark.parametrize("objective", [SaccadeConfig, VICRegConfig])
 @pytest.mark.parametrize("canvas", [(40, 40), (40, 60), (60, 40)])
 def test_the_saccade_maps_the_context_view_to_the_target_view(tiny, objective, canvas):
-    """The pixels of the images are their own coordinates, so views show their position."""
+    """Pixel values are the coordinates of the pixels, so views reveal their position."""
     fixations = FixationConfig(view_fraction=0.4, shift=0.3, rotation=20, zoom=1.5)
     config = dataclasses.replace(saccade_config(tiny), objective=objective(fixations=fixations))
     y, x = torch.meshgrid(*(4 * torch.arange(side) for side in canvas), indexing="ij")
@@ -224,9 +223,9 @@ def test_the_saccade_maps_the_context_view_to_the_target_view(tiny, objective, c
         right, down = view[:, 8, 9] - view[:, 8, 8], view[:, 9, 8] - view[:, 8, 8]
         assert (right * down).sum(-1).abs().max() < 1e-3  # right angles
         assert torch.allclose(right.norm(dim=-1), down.norm(dim=-1), rtol=1e-3)  # square pixels
-    points = torch.tensor([[-0.25, -0.25], [0.25, 0.125]])  # of the target view, in sides: pixels 4 and 12, 10 of 16
+    points = torch.tensor([[-0.25, -0.25], [0.25, 0.125]])  # points in the target view, in view sides
     for point, (row, column) in zip(points, ((3.5, 3.5), (9.5, 11.5)), strict=True):
-        mapped = inputs.saccade(point.expand(8, 2))  # the same in sides of the context view
+        mapped = inputs.saccade(point.expand(8, 2))  # the same points in sides of the context view
         right, down = context[:, 8, 9] - context[:, 8, 8], context[:, 9, 8] - context[:, 8, 8]
         center = (context[:, 7, 7] + context[:, 8, 8]) / 2
         position = center + 16 * (mapped[:, :1] * right + mapped[:, 1:] * down)
@@ -237,7 +236,7 @@ def test_the_saccade_maps_the_context_view_to_the_target_view(tiny, objective, c
 def test_both_objectives_have_the_same_fixations(tiny):
     config = saccade_config(tiny)
     other = dataclasses.replace(config, objective=VICRegConfig(fixations=FIXATIONS))
-    first, second = (inputs_of(fresh_objective(each)) for each in (config, other))
+    first, second = (inputs_of(fresh_objective(x)) for x in (config, other))
     assert torch.equal(first.context, second.context)
     assert torch.equal(first.target, second.target)
 
@@ -245,11 +244,11 @@ def test_both_objectives_have_the_same_fixations(tiny):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"objective": dict.fromkeys(WEIGHTS, 0.0)}, "are 0, so there is nothing to learn; set one of them"),
-        ({"objective": {"cycle": -1.0}}, "objective.cycle is -1.0; it takes a weight, 0 or more"),
-        ({"objective": {"hinge": 0.0}}, "objective.hinge is 0.0"),
-        ({"objective": {"predictor": "big"}}, "objective.predictor is 'big'; it takes mlp, DIMxDEPTH"),
-        ({"objective": {"hinge": float("inf")}}, "objective.hinge is inf"),
+        ({"objective": dict.fromkeys(WEIGHTS, 0.0)}, "are 0; set at least one of them"),
+        ({"objective": {"cycle": -1.0}}, "objective.cycle must be at least 0, got -1.0"),
+        ({"objective": {"hinge": 0.0}}, "objective.hinge must be positive, got 0.0"),
+        ({"objective": {"predictor": "big"}}, "objective.predictor must be mlp, DIMxDEPTH"),
+        ({"objective": {"hinge": float("inf")}}, "objective.hinge must be positive, got inf"),
         (
             {"objective": {"fixations": FixationConfig(view_fraction=0.9)}},
             "fixations.shift is 0.28, but with view_fraction 0.9",
@@ -258,29 +257,38 @@ def test_both_objectives_have_the_same_fixations(tiny):
         ({"batch_size": 1}, "but a variance over the batch"),
         (
             {"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}},
-            "but BatchNorm requires at least 2 images in each; choose --batch-size 2 or more",
+            "a BatchNorm needs at least 2 images per microbatch, got batch_size 1 for 1 microbatch(es)",
         ),
         (
             {"backbone": ConvNetConfig("resnet81")},
-            "it takes a name that timm.list_models() returns; did you mean 'resnet18'?",
+            "'resnet81' is not a timm model; did you mean 'resnet18'?",
         ),
         ({"backbone": ConvNetConfig("RESNET18")}, "did you mean 'resnet18'?"),
-        ({"backbone": ConvNetConfig("resnet18.nonsense")}, "which timm cannot build: Invalid pretrained tag"),
-        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "does not return feature maps for images of 16x16"),
+        (
+            {"backbone": ConvNetConfig("resnet18.nonsense")},
+            "timm cannot build the backbone 'resnet18.nonsense': Invalid pretrained tag",
+        ),
+        ({"backbone": ConvNetConfig("vit_tiny_patch16_224")}, "does not return feature maps for 16x16 images"),
         (
             {"backbone": ConvNetConfig("mambaout_femto"), "data": {"image_size": 32}},
-            "does not return feature maps for images of 32x32",
+            "does not return feature maps for 32x32 images",
         ),
         (
             {"backbone": ConvNetConfig("hrnet_w18_small"), "data": {"image_size": 32}},
-            "does not return feature maps for images of 32x32",
+            "does not return feature maps for 32x32 images",
         ),
-        ({"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}}, "leave small_stem out"),
+        (
+            {"backbone": ConvNetConfig("vgg11_bn", small_stem=True), "data": {"image_size": 32}},
+            "remove --backbone.small-stem",
+        ),
         (
             {"backbone": ConvNetConfig("repvgg_a0", small_stem=True)},
-            "with backbone.small_stem does not return feature maps for images of 16x16",
+            "does not return feature maps for 16x16 images with backbone.small_stem",
         ),
-        ({"backbone": ConvNetConfig("resnet18")}, "whose tokens are 32 pixels wide, more than the image of 16x16"),
+        (
+            {"backbone": ConvNetConfig("resnet18")},
+            "the backbone 'resnet18' has stride 32, larger than the image of 16x16",
+        ),
     ],
 )
 def test_messages_about_invalid_settings_are_one_sentence(tiny, change, message):
@@ -296,7 +304,7 @@ def test_messages_about_invalid_settings_are_one_sentence(tiny, change, message)
     assert "\n" not in str(caught.value)
 
 
-def test_ijepa_refuses_a_convnet(tiny):
+def test_ijepa_rejects_a_convnet(tiny):
     with pytest.raises(InputError, match="masks the input of its encoder, which a convnet does not support"):
         dataclasses.replace(tiny, backbone=ConvNetConfig())
 
@@ -341,7 +349,7 @@ for step in range(2):
 if rank == 0:
     torch.save(objective.state_dict(), path)
 dist.barrier()
-os._exit(0)  # threads of gloo sometimes crash at the end of a script
+os._exit(0)  # gloo threads sometimes crash at exit
 """
 
 

@@ -45,14 +45,14 @@ def test_collapsed_embeddings_retrieve_nothing():
 
 
 class PositionOracle(nn.Module):
-    """Embeds a view of an image of coordinates as its position in the image, and predicts the position by geometry."""
+    """Embeds a view of a coordinate image as its position in the image, and predicts positions by geometry."""
 
     def __init__(self, objective, mistake=None):
         super().__init__()
         self.objective, self.mistake = objective, mistake
 
     def embed(self, encoder, views):
-        """Return three points of a view, in pixels of the image, and the number of the image."""
+        """Return three points of a view, in image pixels, and the index of the image."""
         at = 255 / 4 * views[:, :2].movedim(1, -1)
         middle = (at[:, 7, 7] + at[:, 8, 8]) / 2
         return torch.cat([middle, at[:, 8, 9] - at[:, 8, 8], at[:, 9, 8] - at[:, 8, 8], 1000 * views[:, 2, :1, 0]], 1)
@@ -135,8 +135,8 @@ def test_too_few_images_for_retrieval_are_reported(tiny, tmp_path):
     write_parquet(tmp_path / "few" / "train-0.parquet", images, labels)
     result = evaluate(run.path, str(tmp_path / "few"))
     assert "saccades" not in result
-    assert "saccade retrieval, which needs 32 images to score" in as_text(result, run.path)
-    assert "Left out: kNN, which needs 20 images to fit on: there are 16; " in as_text(result, run.path)
+    assert "saccade retrieval, which needs at least 32 test images" in as_text(result, run.path)
+    assert "Omitted: kNN, which needs at least 20 training images, but there are 16; " in as_text(result, run.path)
 
 
 def test_vicreg_is_evaluated_without_a_predictor(tiny, tmp_path):

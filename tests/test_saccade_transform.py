@@ -1,4 +1,4 @@
-"""Fixations and saccades: composition and inverse of poses, sampling within the image, rendering of views."""
+"""Fixations and saccades: composition and inversion of poses, sampling within the image, and rendering."""
 
 import math
 
@@ -20,7 +20,7 @@ def sample_fixations(config, canvas, size, count=256, step=0):
 
 
 def smooth(canvas, count):
-    """Return images (count, 1, H, W) of a wave that is much longer than a pixel."""
+    """Return images (count, 1, H, W) of a wave with a wavelength of many pixels."""
     y, x = torch.meshgrid(*(torch.linspace(-1, 1, side) for side in canvas), indexing="ij")
     return (0.5 + 0.2 * torch.sin(3 * x + 1) + 0.2 * torch.cos(2 * y + x))[None, None].expand(count, 1, -1, -1)
 
@@ -35,7 +35,7 @@ def test_a_saccade_and_its_inverse_are_the_identity():
         assert identity.shift.abs().max() < 1e-6
         assert identity.angle.abs().max() < 1e-6
         assert (identity.zoom - 1).abs().max() < 1e-6
-    negated = Pose(-saccade.shift, -saccade.angle, 1 / saccade.zoom)  # is not the inverse
+    negated = Pose(-saccade.shift, -saccade.angle, 1 / saccade.zoom)  # not the inverse
     assert (negated(saccade(points)) - points).abs().max() > 0.1
 
 
@@ -57,7 +57,8 @@ def test_the_inverse_saccade_renders_the_first_view_from_the_second():
     size = (48, 64)
     geometry, before, after = sample_fixations(WIDE, (96, 128), size)
     first, second = geometry.render(smooth((96, 128), 256), before, after)
-    in_view = Geometry(FixationConfig(view_fraction=1.0, shift=1, rotation=20), size, size)  # the view as the image
+    # the second view serves as the image
+    in_view = Geometry(FixationConfig(view_fraction=1.0, shift=1, rotation=20), size, size)
     inverse = before.inverse().of(after).inverse()
     (rendered,) = in_view.render(second, inverse)
     visible = in_view.sampling_grid(inverse).abs().amax(-1) < 0.95
@@ -83,7 +84,7 @@ def test_views_lie_within_the_image(shapes, view_fraction, rotation, zoom, step)
             continue
         geometry, before, after = sample_fixations(config, canvas, size, 64, step)
         for pose in (before, after):
-            assert geometry.sampling_grid(pose).abs().amax() < 1  # the centers of the pixels
+            assert geometry.sampling_grid(pose).abs().amax() < 1  # pixel centers
             assert 1 / zoom - 1e-6 <= pose.zoom.amin()
             assert pose.zoom.amax() <= 1 + 1e-6
         assert (after.shift - before.shift).abs().max() <= shift + 1e-6
@@ -113,7 +114,7 @@ def test_zooms_are_log_uniform_up_to_the_largest_at_which_a_rotated_view_fits():
     quantiles = upright.log2().quantile(torch.tensor([0.1, 0.5, 0.9]))
     assert torch.allclose(quantiles, torch.tensor([-0.9, -0.5, -0.1]), atol=0.02)
     angle = before.angle[is_rotated].abs()
-    largest = 1 / (angle.cos() + angle.sin())  # of a rotated square in an upright square of the same size
+    largest = 1 / (angle.cos() + angle.sin())  # for a rotated square in an upright square of the same size
     assert (rotated <= largest + 1e-6).all()
     assert (rotated / largest).max() > 0.99
     assert ((before.shift - after.shift).abs().amax() - 0.3).abs() < 0.01
@@ -147,7 +148,7 @@ def test_swapping_the_fixations_inverts_the_saccade(monkeypatch):
 @pytest.mark.parametrize(("canvas", "size"), [((96, 160), (48, 48)), ((80, 60), (32, 64)), ((64, 64), (32, 32))])
 def test_rotated_views_are_not_sheared(canvas, size):
     geometry, _, after = sample_fixations(WIDE, canvas, size)
-    positions = geometry.sampling_grid(after) * torch.tensor([canvas[1] / 2, canvas[0] / 2])  # in pixels of the image
+    positions = geometry.sampling_grid(after) * torch.tensor([canvas[1] / 2, canvas[0] / 2])  # in image pixels
     right = positions[:, 0, 1] - positions[:, 0, 0]
     down = positions[:, 1, 0] - positions[:, 0, 0]
     assert (right * down).sum(-1).abs().max() < 1e-3  # right angles
@@ -155,7 +156,7 @@ def test_rotated_views_are_not_sheared(canvas, size):
     assert torch.allclose(torch.atan2(right[:, 1], right[:, 0]), after.angle, atol=1e-3)
 
 
-def test_the_view_of_the_identity_is_the_centre_of_the_image():
+def test_the_identity_renders_the_center_of_the_image():
     geometry = Geometry(FixationConfig(view_fraction=0.5, shift=0.1, rotation=0), (32, 32), (16, 16))
     identity = Pose(torch.zeros(2, 2), torch.zeros(2), torch.ones(2))
     images = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
@@ -163,7 +164,7 @@ def test_the_view_of_the_identity_is_the_centre_of_the_image():
     assert torch.allclose(view, images[..., 8:24, 8:24].float() / 255, atol=1e-5)
 
 
-def test_shifts_are_in_sides_of_the_view():
+def test_shifts_are_in_view_sides():
     geometry = Geometry(FixationConfig(view_fraction=0.5, shift=0.5, rotation=0), (32, 32), (16, 16))
     shifted = Pose(torch.tensor([[0.25, -0.5]]), torch.zeros(1), torch.ones(1))
     images = torch.randint(0, 256, (1, 1, 32, 32), dtype=torch.uint8)
@@ -218,13 +219,13 @@ def test_rotation_is_clockwise_on_the_screen():
             {"view_fraction": 0.9, "rotation": 80, "shift": 0.0},
             "fixations.rotation is 80, but a rotated view with view_fraction 0.9 does not fit into the image",
         ),
-        ({"view_fraction": 0.0}, "fixations.view_fraction is 0.0"),
-        ({"view_fraction": 1.2}, "fixations.view_fraction is 1.2"),
-        ({"shift": -0.1}, "fixations.shift is -0.1"),
+        ({"view_fraction": 0.0}, "fixations.view_fraction must be above 0 and at most 1, got 0.0"),
+        ({"view_fraction": 1.2}, "fixations.view_fraction must be above 0 and at most 1, got 1.2"),
+        ({"shift": -0.1}, "fixations.shift must be at least 0, got -0.1"),
         ({"zoom": 1e30}, "so a view covers less than a pixel"),
-        ({"rotation": 100}, "fixations.rotation is 100"),
-        ({"zoom": 0.5}, "fixations.zoom is 0.5"),
-        ({"shift": 0, "rotation": 0}, "there is no movement"),
+        ({"rotation": 100}, "fixations.rotation must be between 0 and 90 degrees, got 100"),
+        ({"zoom": 0.5}, "fixations.zoom must be at least 1, got 0.5"),
+        ({"shift": 0, "rotation": 0}, "set at least one of them to allow a movement"),
     ],
 )
 def test_messages_about_invalid_settings_are_one_sentence(settings, message):
@@ -234,7 +235,7 @@ def test_messages_about_invalid_settings_are_one_sentence(settings, message):
     assert "\n" not in str(caught.value)
 
 
-def test_images_smaller_than_the_view_are_refused():
+def test_images_smaller_than_the_view_are_rejected():
     with pytest.raises(InputError, match="smaller than the view of 128x128"):
         FixationConfig().check_canvas((100, 200), (128, 128))
 
@@ -246,4 +247,4 @@ def test_many_next_fixations_are_within_the_image_and_the_largest_shift():
     assert shift.abs().max() <= WIDE.shift + 1e-6
     for pose in (first, after):
         assert geometry.sampling_grid(pose).abs().max() < 1
-    assert shift.view(50, 32, 2).std(1).min() > 0.05  # they differ within each image
+    assert shift.view(50, 32, 2).std(1).min() > 0.05  # different fixations within each image

@@ -34,7 +34,7 @@ def read_all(dataset: ImageDataset) -> torch.Tensor:
 
 
 def make_older(root: Path) -> None:
-    """Make all folders an hour older, because an index of folders that changed just now is written again."""
+    """Make all folders an hour older, because the index of a folder that has just changed is rebuilt."""
     for folder in [root, *(path for path in root.rglob("*") if path.is_dir())]:
         past = folder.stat().st_mtime - 3600
         os.utime(folder, (past, past))
@@ -58,13 +58,13 @@ def test_class_folders_at_any_depth(tmp_path):
     assert dataset.labels.tolist() == [0, 0, 1, 1, 1]
 
 
-def test_images_outside_of_class_folders_are_reported(tmp_path):
+def test_images_outside_the_class_folders_are_reported(tmp_path):
     write_images(tmp_path / "pets" / "cat", 2)
     write_images(tmp_path / "pets" / "dog", 2)
     photo().save(tmp_path / "pets" / "preview.jpg")
     assert open_dataset(data(tmp_path / "pets")).labels is None
     text = inspect_source(str(tmp_path / "pets"), tmp_path / "s.png")
-    assert "no labels because 1 image is outside of the 2 class folders" in text
+    assert "no labels because 1 image is outside the 2 class folders" in text
 
 
 @pytest.mark.parametrize("test_name", ["test", "val", "Validation"])
@@ -103,7 +103,7 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_dataset(data(tmp_path)).classes == ("bus", "car", "train")
 
 
-def test_hidden_files_and_loops_of_links_are_ignored(tmp_path):
+def test_hidden_files_and_symlink_loops_are_ignored(tmp_path):
     write_images(tmp_path / "photos", 2)
     write_images(tmp_path / "photos" / ".trash", 2)
     (tmp_path / "photos" / "again").symlink_to(tmp_path / "photos")
@@ -136,7 +136,7 @@ def test_the_index_is_reused_until_the_folder_changes(tmp_path, cache, monkeypat
     make_older(tmp_path / "photos")
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
     with monkeypatch.context() as patch:
-        patch.setattr("jepa.data.sources.folder.index_folder", None)  # calling it would be an error
+        patch.setattr("jepa.data.sources.folder.index_folder", None)  # fails if it is called
         assert len(open_dataset(data(tmp_path / "photos"))) == 3
     photo(seed=9).save(tmp_path / "photos" / "a" / "new.png")
     assert len(read_all(open_dataset(data(tmp_path / "photos")))) == 4
@@ -153,18 +153,18 @@ def test_a_replaced_image_is_decoded_again(tmp_path, cache):
     after = read_all(open_dataset(data(tmp_path / "photos")))
     assert torch.equal(before[0], after[0])
     assert not torch.equal(before[1], after[1])
-    assert len(list(source_cache(str(tmp_path / "photos"), cache).glob("*.pixels"))) == 1  # the old cache is removed
+    assert len(list(source_cache(str(tmp_path / "photos"), cache).glob("*.pixels"))) == 1  # the stale cache is deleted
 
 
 def test_cached_images_are_shared_and_damaged_ones_decoded_again(tmp_path, cache):
     write_images(tmp_path / "photos", 4)
     first = open_dataset(data(tmp_path / "photos"))
-    assert first.cache.complete  # a small set is decoded when it is opened
+    assert first.cache.complete  # small datasets are decoded when they are opened
     expected = read_all(first).clone()
     second = open_dataset(data(tmp_path / "photos"))
     second.files = None  # nothing is decoded again
     assert torch.equal(second.read(torch.arange(4)).pixels, expected)
-    first.cache.pixels[2, 0, 0] += 1  # as if a process had been killed while writing
+    first.cache.pixels[2, 0, 0] += 1  # simulates a process killed while writing
     third = open_dataset(data(tmp_path / "photos"))
     assert torch.equal(read_all(third), expected)
     assert torch.equal(first.cache.tensor, expected)
@@ -222,9 +222,9 @@ def test_hidden_labels_apply_to_a_split_and_identifiers_are_not_classes(tmp_path
     rows = ["000.png,0,train", "001.png,1,train", "002.png,-1,test", "003.png,1,val"]
     (tmp_path / "table.CSV").write_text("\n".join(["path,label,split", *rows]))
     assert open_dataset(data(tmp_path / "table.CSV")).labels.tolist() == [0, 1]
-    assert open_dataset(data(tmp_path / "table.CSV"), "test").labels.tolist() == [1]  # of the validation split
+    assert open_dataset(data(tmp_path / "table.CSV"), "test").labels.tolist() == [1]  # from the validation split
     (tmp_path / "table.csv").write_text("path,label\n000.png,3000000000\n")
-    with pytest.raises(InputError, match="holds 3000000000; it takes classes numbered from 0"):
+    with pytest.raises(InputError, match="must contain class numbers below 1,000,000, got 3000000000"):
         open_dataset(data(tmp_path / "table.csv"))
     (tmp_path / "list.txt").write_bytes(b"\xef\xbb\xbf000.png\r\n001.png\r\n")
     assert len(read_all(open_dataset(data(tmp_path / "list.txt")))) == 2
@@ -243,9 +243,9 @@ def test_a_run_folder_among_photos_hides_none_of_them(tmp_path, monkeypatch):
 def test_invalid_tables(tmp_path):
     write_images(tmp_path, 1)
     for text, message in {
-        "name\n000.png\n": "no column of images or of paths",
-        "path,label\n000.png,\n": "'label' of .* has empty rows",
-        "path,split\n000.png,exam\n": "'split' of .* has 'exam'",
+        "name\n000.png\n": "no image or path column",
+        "path,label\n000.png,\n": "'label' of .* has missing values",
+        "path,split\n000.png,exam\n": "'split' of .* must contain train, validation or test, got 'exam'",
         "path\n": "at least one row",
         "path\na,b\n": "cannot be read as a table",
     }.items():
@@ -261,7 +261,7 @@ def test_invalid_tables(tmp_path):
     (tmp_path / "list.txt").write_text("missing.png\n000.png\n")
     dataset = open_dataset(data(tmp_path / "list.txt"))
     assert dataset.read(torch.arange(2)).unreadable == {0: "No such file or directory"}
-    with pytest.raises(InputError, match="is one file, but not a table"):
+    with pytest.raises(InputError, match="is a file but not a supported table"):
         open_dataset(data(tmp_path / "000.png"))
 
 
@@ -270,7 +270,7 @@ def write_idx(path: Path, values: np.ndarray) -> None:
     path.write_bytes(struct.pack(f">HBB{values.ndim}I", 0, 8, values.ndim, *values.shape) + values.tobytes())
 
 
-def test_data_sets_of_torchvision(tmp_path, monkeypatch):
+def test_torchvision_datasets(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     raw = tmp_path / "data" / "MNIST" / "raw"
     rng = np.random.default_rng(0)
@@ -310,10 +310,10 @@ def test_a_failed_download_is_an_error_in_one_sentence(tmp_path, monkeypatch):
         open_dataset(data("cifar1000"))
 
 
-def test_data_sets_of_the_hub(tmp_path, monkeypatch):
+def test_hub_datasets(tmp_path, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr("importlib.util.find_spec", lambda name: None)
-        with pytest.raises(InputError, match="needs the package datasets"):
+        with pytest.raises(InputError, match="requires the datasets package"):
             open_dataset(data("hf:owner/name"))
     images, labels = toy_images(6)
     write_parquet(tmp_path / "set" / "data" / "train-00000-of-00001.parquet", images[:4], labels[:4])
@@ -329,7 +329,7 @@ def test_data_sets_of_the_hub(tmp_path, monkeypatch):
         open_dataset(data("hf:owner/missing"))
 
 
-def test_images_that_are_not_cached_are_decoded_by_other_processes(tmp_path):
+def test_uncached_images_are_decoded_by_worker_processes(tmp_path):
     write_images(tmp_path, 70)
     uncached, cached = open_dataset(data(tmp_path, cache_gb=0)), open_dataset(data(tmp_path))
     batches = [torch.arange(40), torch.tensor([3]), torch.arange(69, 29, -1)]
@@ -338,7 +338,7 @@ def test_images_that_are_not_cached_are_decoded_by_other_processes(tmp_path):
         assert torch.equal(first.indices, second.indices)
 
 
-def test_an_image_of_another_size_is_unreadable_without_a_canvas(tmp_path):
+def test_an_image_of_a_different_size_is_unreadable_without_a_canvas(tmp_path):
     write_images(tmp_path, 100)
     Image.new("RGB", (9, 9)).save(tmp_path / "005.png")
     dataset = open_dataset(DataConfig(source=str(tmp_path), image_size=16))

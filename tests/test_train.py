@@ -255,7 +255,7 @@ def test_without_labels_scores_that_need_none_are_computed(tiny, tmp_path):
     assert result["trained"]["rankme"] > 1
     assert "which need labels" in result["left_out"]
     assert "no test split" in result["data"]["split"]
-    assert "Left out" in as_text(result, run.path)
+    assert "Omitted" in as_text(result, run.path)
 
 
 def test_which_settings_may_change_on_resume(tiny, tmp_path):

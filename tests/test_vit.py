@@ -1,4 +1,4 @@
-"""The Vision Transformer: architecture, positions, masks, stems and initialization."""
+"""Vision Transformer: architecture, positions, masks, stems and initialization."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ def build_vit(config: ViTConfig, size=(32, 32), channels: int = 3) -> ViT:
 
 
 def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
-    """Copy the weights of `model` into an IJepaModel of transformers."""
+    """Copy the weights of `model` to `reference`, an IJepaModel from transformers."""
     state = {
         "embeddings.position_embeddings": model.positions(model.trained_grid, torch.device("cpu"))[None],
         "embeddings.patch_embeddings.projection.weight": model.stem[0].weight,
@@ -23,9 +23,11 @@ def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
         "layernorm.weight": model.trunk.norm.weight,
         "layernorm.bias": model.trunk.norm.bias,
     }
-    own = reference.state_dict()
-    layer = next(name for name in own if ".0." in name).split(".0.")[0]  # 'encoder.layer' or 'layers'
-    names = {name.removeprefix(f"{layer}.0.") for name in own if name.startswith(f"{layer}.0.")}
+    keys = reference.state_dict().keys()
+    layer = next(name for name in keys if ".0." in name).split(".0.")[
+        0
+    ]  # 'encoder.layer' or 'layers', depending on the version
+    names = {name.removeprefix(f"{layer}.0.") for name in keys if name.startswith(f"{layer}.0.")}
     for index, block in enumerate(model.trunk.blocks):
         for kind in ("weight", "bias"):
             q, k, v = getattr(block.attn.qkv, kind).chunk(3)
@@ -46,7 +48,7 @@ def to_transformers(model: ViT, reference: torch.nn.Module) -> None:
 
 
 def role_of(name: str) -> str:
-    """Return the role of a parameter in a block of transformers, in any of its versions."""
+    """Return the role of a parameter in a transformers block, for any version of transformers."""
     for patterns, role in (
         (("query", "q_proj"), "q"),
         (("key", "k_proj"), "k"),
@@ -59,10 +61,10 @@ def role_of(name: str) -> str:
     ):
         if any(pattern in name for pattern in patterns):
             return role
-    raise AssertionError(f"unknown parameter of transformers: {name}")
+    raise AssertionError(f"unknown transformers parameter: {name}")
 
 
-def test_output_equals_that_of_transformers():
+def test_output_matches_transformers():
     transformers = pytest.importorskip("transformers")
     model = build_vit(ViTConfig(size="96x3x3", patch=4))
     config = transformers.IJepaConfig(
@@ -85,7 +87,7 @@ def test_output_equals_that_of_transformers():
     assert output.std() > 0.1
 
 
-def test_positions_are_those_of_the_paper():
+def test_positions_match_the_paper():
     grid = (3, 5)
     positions = sincos_positions(8, grid, grid).view(*grid, 8)
     y, x = 2, 4
@@ -102,13 +104,13 @@ def test_padded_tokens_are_never_attended_to():
     assert torch.allclose(padded, trunk(x[:, :5]), atol=1e-6)
 
 
-def test_only_kept_tokens_enter_the_blocks():
+def test_only_kept_tokens_are_processed():
     model = build_vit(ViTConfig(size="32x2x2", patch=4))
     images = torch.randn(2, 3, 32, 32)
     keep = torch.tensor([[3, 10, 20], [0, 5, 63]])
     kept = model(images, keep).x
     changed = images.clone()
-    changed[:, :, 16:20, 0:4] += 1  # token 32, which neither image keeps
+    changed[:, :, 16:20, 0:4] += 1  # token 32, which is not kept in either image
     assert kept.shape == (2, 3, 32)
     assert torch.equal(kept, model(changed, keep).x)
     all_tokens = torch.arange(64).expand(2, -1)
@@ -129,7 +131,7 @@ def test_stems_keep_the_grid_and_only_conv_crosses_patch_borders(stem):
     assert bool((receptive_field & ~inside).any()) == (stem == "conv")
 
 
-def test_images_of_other_sizes_and_shapes():
+def test_images_of_different_sizes_and_shapes():
     model = build_vit(ViTConfig(size="32x2x2", patch=4), size=(32, 32))
     for height, width in ((32, 32), (48, 32), (16, 24), (64, 64)):
         tokens = model(torch.randn(1, 3, height, width), layers=(-1,))
@@ -138,27 +140,27 @@ def test_images_of_other_sizes_and_shapes():
         assert torch.equal(tokens.layers[0], tokens.x)
     small, large = sincos_positions(32, (8, 8), (8, 8)), sincos_positions(32, (16, 16), (8, 8))
     middle = large.view(8, 2, 8, 2, 32).mean((1, 3)).flatten(0, 1)
-    assert torch.nn.functional.cosine_similarity(middle, small).min() > 0.9  # the same range
+    assert torch.nn.functional.cosine_similarity(middle, small).min() > 0.9  # positions cover the same range
 
 
 @pytest.mark.parametrize("size", VIT_SIZES)
 def test_named_sizes_have_the_published_number_of_parameters(size):
-    published = {"tiny": 5.5, "small": 21.6, "base": 85.7, "large": 303, "huge": 631, "giant": 1011}  # millions
+    published = {"tiny": 5.5, "small": 21.6, "base": 85.7, "large": 303, "huge": 631, "giant": 1011}  # in millions
     with torch.device("meta"):
         model = ViT(ViTConfig(size=size, patch=16), 3, (224, 224))
     count = sum(parameter.numel() for parameter in model.parameters()) / 1e6
     assert abs(count / published[size] - 1) < 0.01
 
 
-def test_initialisation_is_that_of_the_ijepa_code():
+def test_initialization_matches_the_ijepa_code():
     trunk = ViTTrunk(192, 4, 3)
-    for index, block in enumerate(trunk.blocks, 1):
+    for i, block in enumerate(trunk.blocks, 1):
         assert abs(block.attn.qkv.weight.std().item() - 0.02) < 1e-3
-        assert abs(block.mlp.fc2.weight.std().item() - 0.02 / (2 * index) ** 0.5) < 1e-3
+        assert abs(block.mlp.fc2.weight.std().item() - 0.02 / (2 * i) ** 0.5) < 1e-3
         assert not block.attn.qkv.bias.any()
 
 
-def test_images_that_are_not_a_multiple_of_the_patch_size_are_refused():
+def test_image_sizes_not_divisible_by_the_patch_size_are_rejected():
     model = build_vit(ViTConfig(size="32x1x2", patch=4), size=(16, 16))
-    with pytest.raises(InputError, match="image of 30x16 pixels is not a multiple of the patch size 4"):
+    with pytest.raises(InputError, match="the image size 30x16 is not divisible by the patch size 4"):
         model(torch.zeros(1, 3, 30, 16))

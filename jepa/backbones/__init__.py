@@ -1,4 +1,4 @@
-"""Backbones: networks from images to tokens."""
+"""Backbones, which map images to tokens."""
 
 from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, eval_mode, sincos_positions, take
 from jepa.config import BACKBONES, BackboneConfig, DataConfig, parse_width
@@ -17,7 +17,7 @@ __all__ = [
 
 
 def build_encoder(config: BackboneConfig, data: DataConfig) -> Encoder:
-    """Build an encoder with new weights. The mean and std of `data` must be set."""
+    """Build a randomly initialized encoder. `data.mean` and `data.std` must be set."""
     assert data.mean is not None
     assert data.std is not None
     backbone = BACKBONES.implementation(config)(config, data.channels, data.size)
@@ -25,12 +25,12 @@ def build_encoder(config: BackboneConfig, data: DataConfig) -> Encoder:
 
 
 def build_trunk(config: BackboneConfig, shape: str) -> tuple[Trunk, int]:
-    """Build the trunk of a predictor and return it with its width; `shape` is `DIMxDEPTH[xHEADS]`.
+    """Build the trunk of a predictor and return it with its width. `shape` is `DIMxDEPTH[xHEADS]`.
 
-    It is of the same kind as the backbone, or a stack of ViT blocks if the backbone has no trunk of its own.
+    The trunk is of the same kind as the backbone, or a stack of ViT blocks if the backbone does not provide one.
     """
     from jepa.backbones.vit import ViTTrunk
 
     dim, depth, num_heads = parse_width(shape, "objective.predictor")
-    own = BACKBONES.implementation(config).build_trunk(config, dim, depth, num_heads)
-    return own or ViTTrunk(dim, depth, num_heads), dim
+    trunk = BACKBONES.implementation(config).build_trunk(config, dim, depth, num_heads)
+    return trunk or ViTTrunk(dim, depth, num_heads), dim

@@ -1,6 +1,6 @@
 """Interfaces of backbones, trunks and encoders.
 
-Shapes: B images, C channels, N tokens of the grid, K kept tokens, D width, L layers, H heads.
+Shapes: B images, C channels, N tokens in the grid, K kept tokens, D width, L layers, H heads.
 """
 
 from __future__ import annotations
@@ -22,41 +22,40 @@ __all__ = ["Backbone", "Encoder", "Tokens", "Trunk", "eval_mode", "sincos_positi
 class Tokens:
     """The output of a backbone."""
 
-    x: Tensor  # (B, N, D), output of the last layer; (B, K, D) if only some tokens were kept
-    grid: tuple[int, int]  # number of tokens in the height and the width of the input
+    x: Tensor  # (B, N, D) output of the last layer, or (B, K, D) if only some tokens were kept
+    grid: tuple[int, int]  # number of tokens along the height and width of the input
     valid: Tensor | None = None  # (B, K) bool, False for padding; None if all tokens are valid
-    layers: list[Tensor] = field(default_factory=list)  # outputs of the requested layers, of the shape of x
+    layers: list[Tensor] = field(default_factory=list)  # outputs of the requested layers, same shape as x
 
 
 class Trunk(nn.Module):
-    """A network from tokens to tokens, used in encoders and predictors."""
+    """Base class for networks that map tokens to tokens, used in encoders and predictors."""
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
         """Map tokens (B, N, D) to tokens (B, N, D).
 
-        Tokens whose `valid` (B, N) is False are padding: they do not influence the others.
+        Tokens with `valid` (B, N) False are padding and do not affect the other tokens.
         """
         raise NotImplementedError
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the normalized output (B, N, D) of every layer; the last one is the output of `forward`."""
+        """Return the normalized output (B, N, D) of each layer; the last is the output of `forward`."""
         raise NotImplementedError
 
     def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the attention weights of every layer, (L, B, H, N, N), query by key."""
+        """Return the attention weights (L, B, H, N, N) of all layers, indexed by query, then key."""
         raise NotImplementedError
 
 
 class Backbone(nn.Module):
-    """A network from images to tokens.
+    """Base class for backbones, which map images to tokens.
 
-    The constructor of a subclass takes `(config, channels, image_size)`, and sets the attributes below.
+    Subclasses take `(config, channels, image_size)` and set the attributes below.
     """
 
-    dim: int  # width of the tokens
-    stride: int  # side of the square of pixels that a token stands for
+    dim: int  # token width
+    stride: int  # each token covers stride x stride pixels
     num_layers: int
-    maskable: bool  # whether `forward` supports `keep`
 
     def forward(
         self,
@@ -67,8 +66,11 @@ class Backbone(nn.Module):
     ) -> Tokens:
         """Encode normalized images (B, C, H, W).
 
-        `keep` (B, K) are indices of tokens: only these enter the network. `valid` (B, K) is False for those that are
-        padding. `layers` are the layers whose outputs are returned as well.
+        Args:
+            images: normalized images.
+            keep: (B, K) indices of the tokens to process; by default, all tokens are processed.
+            valid: (B, K) bool, False for padding in `keep`.
+            layers: indices of the layers whose outputs to return as well.
         """
         raise NotImplementedError
 
@@ -76,17 +78,17 @@ class Backbone(nn.Module):
     def build_trunk(cls, config: Any, dim: int, depth: int, num_heads: int) -> Trunk | None:
         """Build a trunk of the same kind for a predictor, or return None to use a stack of ViT blocks.
 
-        `config` is that of the backbone.
+        `config` is the config of the backbone.
         """
         return None
 
     def pool(self, tokens: Tensor) -> Tensor:
-        """Average the tokens (B, N, D) of each image to one vector (B, D)."""
+        """Average the tokens (B, N, D) of each image into one vector (B, D)."""
         return tokens.mean(1)
 
 
 class Encoder(nn.Module):
-    """Preprocessing and a backbone: everything that is needed to compute features with a trained model."""
+    """A backbone with its preprocessing: everything needed to compute features with a trained model."""
 
     mean: Tensor
     std: Tensor
@@ -106,7 +108,7 @@ class Encoder(nn.Module):
     ) -> Tokens:
         """Normalize and encode images (B, C, H, W), floats in [0, 1]; see `Backbone.forward`.
 
-        The sides of the images must be multiples of the stride.
+        The height and width must be multiples of the stride.
         """
         tokens: Tokens = self.backbone((images - self.mean) / self.std, keep, valid, layers)
         return tokens
@@ -117,17 +119,17 @@ class Encoder(nn.Module):
         return self.mean.device
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], to the input of the backbone."""
+        """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], for the backbone."""
         return (resize(images, self.size) - self.mean) / self.std
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the average of the tokens (B, D) of each image (B, C, H, W), uint8 or floats in [0, 1]."""
+        """Return the average token (B, D) of each image (B, C, H, W), uint8 or floats in [0, 1]."""
         return self.backbone.pool(self(resize(images, self.size)).x)
 
 
 @contextmanager
 def eval_mode(module: nn.Module) -> Iterator[None]:
-    """Set evaluation mode, and restore the previous mode at the end."""
+    """Put a module in evaluation mode within a `with` block, and restore its mode afterwards."""
     was_training = module.training
     module.eval()
     try:
@@ -137,17 +139,17 @@ def eval_mode(module: nn.Module) -> Iterator[None]:
 
 
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
-    """Gather the tokens (B, N, D) at indices (B, …) into (B, …, D)."""
+    """Gather tokens (B, N, D) at indices (B, …) into (B, …, D)."""
     flat = indices.flatten(1)
     gathered = tokens.gather(1, flat[..., None].expand(-1, -1, tokens.shape[-1]))
     return gathered.view(*indices.shape, tokens.shape[-1])
 
 
 def sincos_positions(dim: int, grid: tuple[int, int], trained_grid: tuple[int, int]) -> Tensor:
-    """Return fixed 2-D sin-cos position embeddings (N, D) of a grid, as in MAE and I-JEPA.
+    """Return the fixed 2-D sin-cos position embeddings (N, D) of a grid, as in MAE and I-JEPA.
 
-    The first half of the features encodes the column, the second half the row. On a grid other than `trained_grid`,
-    the positions cover the same range, so the corners of an image keep their embeddings. D must be a multiple of 4.
+    The first half of the features encodes the column, the second half the row. If `grid` differs from `trained_grid`,
+    positions are rescaled to the range of the trained grid. D must be a multiple of 4.
     """
     omega = 10000.0 ** -(torch.arange(dim // 4, dtype=torch.float64) / (dim // 4))
     axes = []

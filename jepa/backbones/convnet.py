@@ -1,4 +1,4 @@
-"""ConvNets of timm by name. The positions of the last feature map are the tokens, the stages are the layers."""
+"""Any timm ConvNet, by name. Positions in the last feature map are tokens, and stages are layers."""
 
 from __future__ import annotations
 
@@ -20,14 +20,12 @@ __all__ = ["ConvNet"]
 
 
 class ConvNet(Backbone):
-    """A model of timm without its head.
+    """A timm model without its head. It cannot be masked, because convolutions mix masked pixels into kept tokens.
 
-    It is not maskable: convolutions would mix masked pixels into the tokens that are kept. Raises `InputError` if timm
-    has no such model, or if the model does not return feature maps for images of this size.
+    Raises `InputError` if there is no such timm model, or if it does not return feature maps for images of this size.
     """
 
-    maskable = False
-    model: Any  # the models of timm have no common type
+    model: Any  # timm models have no common type
 
     def __init__(self, config: ConvNetConfig, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__()
@@ -39,15 +37,15 @@ class ConvNet(Backbone):
         self.num_layers = len(self.model.feature_info)
         if min(image_size) < self.stride:
             raise InputError(
-                f"backbone.name is '{config.name}', whose tokens are {self.stride} pixels wide, more than the image of "
-                f"{height}x{width}; choose a larger --data.image-size, or --backbone.small-stem"
+                f"the backbone '{config.name}' has stride {self.stride}, larger than the image of {height}x{width}; "
+                "use --backbone.small-stem or a larger --data.image-size"
             )
         if not self.returns_feature_maps(channels, image_size):
             condition = " with backbone.small_stem" if config.small_stem else ""
-            advice = "leave out --backbone.small-stem" if config.small_stem else "--backbone vit for a transformer"
+            advice = "remove --backbone.small-stem" if config.small_stem else "use --backbone vit for a transformer"
             raise InputError(
-                f"backbone.name is '{config.name}', which{condition} does not return feature maps for images of "
-                f"{height}x{width}; choose a ConvNet such as convnext_atto or resnet18, or {advice}"
+                f"the backbone '{config.name}' does not return feature maps for {height}x{width} images{condition}; "
+                f"choose a ConvNet such as convnext_atto or resnet18, or {advice}"
             )
         self.model.to(memory_format=torch.channels_last)
 
@@ -58,68 +56,66 @@ class ConvNet(Backbone):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Encode images (B, C, H, W) of any size. `keep` must be None. Earlier layers have more and narrower tokens."""
-        assert keep is None, "configs that mask a ConvNet are refused"
+        """Encode images (B, C, H, W) of any size. `keep` must be None. Earlier layers return more, narrower tokens."""
+        assert keep is None, "ConvNets do not support masking"
         images = images.contiguous(memory_format=torch.channels_last)
         if not layers:
             last = self.model.forward_features(images)
             return Tokens(as_tokens(last), tuple(last.shape[-2:]))
         last, maps = self.model.forward_intermediates(images)
-        maps[-1] = last  # some models normalize the last map once more
+        maps[-1] = last  # some models apply a final norm after the last stage
         return Tokens(as_tokens(last), tuple(last.shape[-2:]), None, [as_tokens(maps[layer]) for layer in layers])
 
     def returns_feature_maps(self, channels: int, image_size: tuple[int, int]) -> bool:
-        """Return whether the model turns images into feature maps of the width that timm lists. Runs it once."""
+        """Run the model once and return whether its outputs are feature maps of the width that timm reports."""
         images = torch.zeros(1, channels, *image_size)
         self.eval()
         try:
             with torch.no_grad():
                 last = self.model.forward_features(images)
                 last_of_maps, maps = self.model.forward_intermediates(images)
-            are_maps = last.ndim == 4 and last.shape == last_of_maps.shape and all(each.ndim == 4 for each in maps)
+            are_maps = last.ndim == 4 and last.shape == last_of_maps.shape and all(x.ndim == 4 for x in maps)
             return are_maps and last.shape[1] == self.dim
-        except Exception:  # models of timm raise various errors for images that they do not support
+        except Exception:  # timm models raise various errors for unsupported image sizes
             return False
         finally:
             self.train()
 
 
 def as_tokens(x: Tensor) -> Tensor:
-    """Reshape a map (B, D, h, w) to tokens (B, h·w, D)."""
+    """Flatten a feature map (B, D, h, w) to tokens (B, h·w, D)."""
     return rearrange(x, "b d h w -> b (h w) d")
 
 
 def create_model(name: str, channels: int) -> Any:
-    """Create a model of timm with new weights, without the layers after its last feature map."""
+    """Create a randomly initialized timm model without the layers after its last feature map."""
     if not timm.is_model(name):
         hint = suggest(name.lower(), timm.list_models())
-        raise InputError(f"backbone.name is '{name}'; it takes a name that timm.list_models() returns{hint}")
+        raise InputError(f"'{name}' is not a timm model{hint or '; see timm.list_models()'}")
     try:
         model: Any = timm.create_model(name, num_classes=0, in_chans=channels)
     except RuntimeError as error:  # for example resnet18.a_tag_that_does_not_exist
-        raise InputError(f"backbone.name is '{name}', which timm cannot build: {error}") from None
+        raise InputError(f"timm cannot build the backbone '{name}': {error}") from None
     feature_info: Any = getattr(model, "feature_info", None)
     if not feature_info or not hasattr(model, "prune_intermediate_layers") or "num_chs" not in feature_info[-1]:
         raise InputError(
-            f"backbone.name is '{name}', of which timm does not return feature maps; choose a ConvNet such as "
-            "convnext_atto or resnet18, or --backbone vit for a transformer"
+            f"backbone.name is '{name}', but timm provides no feature maps for it; choose a ConvNet such as "
+            "convnext_atto or resnet18, or use --backbone vit for a transformer"
         )
     model.prune_intermediate_layers(list(range(len(feature_info))), prune_norm=False, prune_head=True)
     return model
 
 
 def shrink_stem(model: Any, name: str) -> int:
-    """Halve the stride of the first strided layer and remove a pooling layer after it, as is usual for CIFAR-10.
+    """Halve the stride of the first strided layer and remove the pooling after it, as is common for CIFAR-10.
 
-    A patch of 4 pixels becomes one of 2, and a 7x7 convolution with stride 2 a 3x3 one with stride 1. Returns the
-    factor by which the stride of the model decreases.
+    A 4x4 patch embedding becomes 2x2, and a 7x7 convolution with stride 2 becomes 3x3 with stride 1. Returns the factor
+    by which the total stride decreases.
     """
     modules = dict(model.named_modules())
     strided = [path for path, m in modules.items() if isinstance(m, nn.Conv2d) and max(m.stride) > 1]
     if not strided or model.feature_info[0]["reduction"] < 2:
-        raise InputError(
-            f"backbone.small_stem is set, but the first layer of {name} does not shrink images; leave small_stem out"
-        )
+        raise InputError(f"the backbone '{name}' does not downsample in its first layer; remove --backbone.small-stem")
     first: nn.Conv2d = modules[strided[0]]
     stride = first.stride[0] // 2
     if first.kernel_size[0] == 3:

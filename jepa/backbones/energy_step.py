@@ -1,7 +1,7 @@
-"""One step of gradient descent on the energy of an Energy Transformer, with a memory-saving backward pass.
+"""One gradient step on the energy of an Energy Transformer, with a memory-efficient backward pass.
 
-Shapes: B images, N tokens, D width, H heads of width Z = D / H, M memories. Attention weights P are (B·H, N, N), query
-by key. In equations, C is the index of a query, B that of a key and μ that of a memory, as in the paper.
+Shapes: B images, N tokens, D width, H heads of width Z = D / H, M memories. Attention weights P are (B·H, N, N),
+indexed by query, then key. In equations, C indexes queries, B keys and μ memories, as in the paper.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from torch import Tensor
 
 __all__ = ["EnergyMask", "StepOptions", "StepWeights", "energy_gradient", "energy_step"]
 
-EPS = 1e-5  # of EnergyLayerNorm
+EPS = 1e-5  # epsilon of EnergyLayerNorm
 
 
 class StepWeights(NamedTuple):
-    """The projections of g to queries, keys and memories, and those back to ∂E/∂g.
+    """Weights that project g to queries, keys and memories, and back to ∂E/∂g.
 
-    β is part of the projections, where multiplying by it is cheap.
+    β is folded into the weights, because scaling the weights is cheaper than scaling the activations.
     """
 
     attention_in: Tensor  # (2·D, D): β W_Q and W_K
@@ -31,27 +31,27 @@ class StepWeights(NamedTuple):
 
 
 class EnergyMask(NamedTuple):
-    """The tokens and the pairs of query and key that are part of the energy. None stands for all."""
+    """Masks of the tokens and query-key pairs that contribute to the energy. None means no mask."""
 
-    attention_bias: Tensor | None  # (B or 1, 1, N, N): 0, or a large negative number for pairs that are left out
-    has_key: Tensor | None  # (B·H, N, 1): 1 for a query that has a key, else 0
-    valid: Tensor | None  # (B, N, 1): 1 for a valid token, else 0
+    attention_bias: Tensor | None  # (B or 1, 1, N, N): 0, or a large negative number for masked pairs
+    has_key: Tensor | None  # (B·H, N, 1): 1 for queries with at least one key, else 0
+    valid: Tensor | None  # (B, N, 1): 1 for valid tokens, else 0
 
 
 class StepOptions(NamedTuple):
-    """The settings of a step that are not tensors."""
+    """Settings of a step other than tensors."""
 
     num_heads: int
-    softmax_memory: bool  # the memories use a softmax instead of a relu
+    softmax_memory: bool  # whether the memories use a softmax instead of a relu
 
 
 def energy_gradient(
     g: Tensor, weights: StepWeights, mask: EnergyMask, options: StepOptions
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return ∂E/∂g (B, N, D), queries and keys (2, B·H, N, Z), and the activations of the memories (B, N, M).
+    """Return ∂E/∂g (B, N, D), the queries and keys (2, B·H, N, Z), and the memory activations (B, N, M).
 
-    ∂E/∂g sums over what a token contributes to as a query, as a key, and to the memories: ∂E/∂Q_C = -Σ_B P_CB K_B,
-    ∂E/∂K_B = -Σ_C P_CB Q_C with the same P, and -Σ_μ relu(ξ_μ · g) ξ_μ.
+    ∂E/∂g has three terms per token: as a query, ∂E/∂Q_C = -Σ_B P_CB K_B; as a key, ∂E/∂K_B = -Σ_C P_CB Q_C with the
+    same P; and from the memories, -Σ_μ relu(ξ_μ · g) ξ_μ.
     """
     queries_keys = split_heads(F.linear(g, weights.attention_in), options.num_heads)
     sums = weighted_sums(attention_weights(queries_keys, mask, options), queries_keys, mask)
@@ -68,13 +68,13 @@ def split_heads(x: Tensor, num_heads: int) -> Tensor:
 
 
 def merge_heads(first: Tensor, second: Tensor, num_heads: int) -> Tensor:
-    """Reshape two tensors (B·H, N, Z) to one (B, N, 2·D), the inverse of `split_heads`."""
+    """Merge two tensors (B·H, N, Z) into one (B, N, 2·D). This is the inverse of `split_heads`."""
     halves = [rearrange(half, "(b h) n z -> b n h z", h=num_heads) for half in (first, second)]
     return torch.stack(halves, 2).flatten(2)
 
 
 def attention_weights(queries_keys: Tensor, mask: EnergyMask, options: StepOptions) -> Tensor:
-    """Return P (B·H, N, N), the softmax of β Q·K over the keys."""
+    """Return P (B·H, N, N), the softmax of β Q·K over keys."""
     logits = queries_keys[0] @ queries_keys[1].mT
     if mask.attention_bias is not None:
         logits.unflatten(0, (-1, options.num_heads)).add_(mask.attention_bias)
@@ -82,7 +82,7 @@ def attention_weights(queries_keys: Tensor, mask: EnergyMask, options: StepOptio
 
 
 def weighted_sums(p: Tensor, queries_keys: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
-    """Return Σ_B P_CB K_B of every query and Σ_C P_CB Q_C of every key; queries without a key are left out."""
+    """Return Σ_B P_CB K_B for each query and Σ_C P_CB Q_C for each key. Queries without a key are masked."""
     queries, keys = queries_keys
     if mask.has_key is None:
         return p @ keys, p.mT @ queries
@@ -100,7 +100,7 @@ def energy_step(
     options: StepOptions,
 ) -> Tensor:
     """Return x - α ∂E/∂g at g = γ (x - mean x) / sqrt(var x + ε) + δ, for tokens x (B, N, D); γ and δ are (D,)."""
-    # a compiler chooses itself what to recompute, and torch.func supports no custom backward passes of this kind
+    # torch.compile decides on its own what to recompute, and torch.func does not support this custom backward pass
     use_autograd = torch.compiler.is_compiling() or torch._C._are_functorch_transforms_active()
     if torch.is_grad_enabled() and not use_autograd:
         result: Tensor = LeanStep.apply(x, gamma, delta, alpha, *weights, *mask, options)
@@ -118,22 +118,22 @@ def plain_step(
     mask: EnergyMask,
     options: StepOptions,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Compute the step with differentiable operations; also return queries, keys and the memories' activations."""
+    """Compute a step with differentiable operations; also return the queries, keys and memory activations."""
     g = F.layer_norm(x, delta.shape, gamma, delta, EPS).to(weights.attention_in.dtype)
     gradient, queries_keys, activations = energy_gradient(g, weights, mask, options)
     return torch.addcmul(x, alpha, gradient.to(x.dtype), value=-1), queries_keys, activations
 
 
 class LeanStep(torch.autograd.Function):
-    """The step with a backward pass that saves x, Q, K and the activations of the memories, and recomputes the rest.
+    """An energy step that saves only x, Q, K and the memory activations, and recomputes the rest in the backward pass.
 
-    These are 7·N·D numbers a step (with 4 memories per dimension), and none of size N². The recomputation costs 2% of
-    the FLOPs at 64 tokens of width 256, and 5% at 196 tokens.
+    It saves 7·N·D numbers per step (with 4 memories per dimension), and nothing of size N². Recomputation adds 2% to
+    the FLOPs with 64 tokens of width 256, and 5% with 196 tokens.
     """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, gamma: Tensor, delta: Tensor, alpha: Tensor, *rest: Any) -> Tensor:
-        """Compute the step. `rest` holds the fields of `StepWeights` and `EnergyMask`, then `StepOptions`."""
+        """Compute a step. `rest` holds the fields of `StepWeights` and `EnergyMask`, then the `StepOptions`."""
         weights, mask, ctx.options = StepWeights(*rest[:4]), EnergyMask(*rest[4:7]), rest[7]
         result, queries_keys, activations = plain_step(
             x, gamma=gamma, delta=delta, alpha=alpha, weights=weights, mask=mask, options=ctx.options
@@ -143,10 +143,10 @@ class LeanStep(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_result: Tensor) -> tuple[Tensor | None, ...]:
-        """Return the gradients of x, γ, δ, α and the weights."""
+        """Return the gradients with respect to x, γ, δ, α and the weights."""
         x, gamma, delta, alpha, *rest, queries_keys, activations = ctx.saved_tensors
         weights, mask, options = StepWeights(*rest[:4]), EnergyMask(*rest[4:]), ctx.options
-        if torch.is_grad_enabled():  # the gradients will be differentiated again
+        if torch.is_grad_enabled():  # double backward
             inputs = (x, gamma, delta, alpha, *weights)
             result, *_ = plain_step(
                 x, gamma=gamma, delta=delta, alpha=alpha, weights=weights, mask=mask, options=options
@@ -180,14 +180,14 @@ class LeanStep(torch.autograd.Function):
         d_x, d_gamma, d_delta = torch.ops.aten.native_layer_norm_backward(
             d_g.to(x.dtype).view_as(x), x, delta.shape, mean, rstd, gamma, delta, [True, True, True]
         )
-        # Σ d · ∂E/∂g from products that are already computed: Σ d · (S W) = Σ (Sᵀ d) · W
+        # Σ d · ∂E/∂g, reusing the products computed above: Σ d · (S W) = Σ (Sᵀ d) · W
         d_alpha = (d_attention_out * weights.attention_out).sum() + (d_memory_out * weights.memory_out).sum()
         d_weights = (d_attention_in, d_attention_out, d_memory_in, d_memory_out)
         return d_x.add_(d_result), d_gamma, d_delta, d_alpha / alpha, *d_weights, *[None] * 4
 
 
 def activation_backward(d_activations: Tensor, activations: Tensor, options: StepOptions) -> Tensor:
-    """Return the gradient of the overlaps with the memories from that of the activations (B·N, M), in place."""
+    """Return the gradient with respect to the memory overlaps, given that of the activations (B·N, M), in place."""
     if options.softmax_memory:
         return torch._softmax_backward_data(d_activations, activations, -1, activations.dtype)
     relu_backward = torch.ops.aten.threshold_backward.grad_input
@@ -195,7 +195,10 @@ def activation_backward(d_activations: Tensor, activations: Tensor, options: Ste
 
 
 def attention_backward(d_sums: Tensor, p: Tensor, queries_keys: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
-    """Return the gradients of queries and keys from those of the weighted sums (2, B·H, N, Z)."""
+    """Return the gradients with respect to queries and keys.
+
+    `d_sums` holds the gradients with respect to the weighted sums (2, B·H, N, Z).
+    """
     (queries, keys), (d_query_sums, d_key_sums) = queries_keys, d_sums
     masked_queries = queries
     if mask.has_key is not None:

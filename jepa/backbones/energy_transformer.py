@@ -1,10 +1,10 @@
-"""The Energy Transformer (Hoover et al. 2023, arXiv 2302.07253): one recurrent block that descends an energy.
+"""The Energy Transformer (Hoover et al. 2023, arXiv 2302.07253): one recurrent block that minimizes an energy.
 
-With tokens x and g = EnergyLayerNorm(x), a step is x <- x - α ∂E/∂g, where E = E_attention + E_hopfield is evaluated at
-g. The gradient is computed in closed form (`energy_step`), so a forward pass needs no autograd graph of its own.
+Given tokens x and g = EnergyLayerNorm(x), each step is x <- x - α ∂E/∂g, where E = E_attention + E_hopfield is
+evaluated at g. The gradient is computed in closed form (`energy_step`), so the forward pass does not need autograd.
 
 Shapes: B images, N tokens, D width, H heads of width Z = D / H, M memories, T steps. Attention arrays are (…, N, N),
-query by key. In equations, C is the index of a query, B that of a key and μ that of a memory, as in the paper.
+indexed by query, then key. In equations, C indexes queries, B keys and μ memories, as in the paper.
 """
 
 from __future__ import annotations
@@ -27,19 +27,19 @@ __all__ = ["Energies", "EnergyLayerNorm", "EnergyTransformer", "EnergyTrunk"]
 
 
 class Energies(NamedTuple):
-    """The energies of each image before every step and after the last, (T + 1, B) each."""
+    """Energies of each image before each step and after the last, (T + 1, B) each."""
 
     attention: Tensor
     hopfield: Tensor
 
     @property
     def total(self) -> Tensor:
-        """The sum of both, which the steps descend."""
+        """The sum of both, minimized by the steps."""
         return self.attention + self.hopfield
 
 
 class Positive(nn.Module):
-    """Positive numbers (count,), constant or learned. Their logarithms are stored."""
+    """Positive scalars, fixed or learned, parametrized by their logarithm."""
 
     log: Tensor
 
@@ -48,20 +48,20 @@ class Positive(nn.Module):
         log = torch.full((count,), math.log(value))
         if learned:
             self.log = nn.Parameter(log)
-        else:  # the value is in the config, so checkpoints do not store it
+        else:  # not in checkpoints, because the config has the value
             self.register_buffer("log", log, persistent=False)
 
     def forward(self) -> Tensor:
-        """Return the numbers (count,)."""
+        """Return the scalars (count,)."""
         return self.log.exp()
 
 
 class EnergyLayerNorm(nn.Module):
-    """g = γ (x - mean x) / sqrt(var x + ε) + δ over the features, with one γ > 0 for all of them (equation 2).
+    """g = γ (x - mean x) / sqrt(var x + ε) + δ over the features, with a single γ > 0 (equation 2).
 
-    It is the gradient of the convex function L(x) = D γ sqrt(var x + ε) + δ·x. So ∂g/∂x is symmetric and positive
-    semi-definite, and a small step along -∂E/∂g decreases E(g(x)). With one γ per feature, as in an ordinary LayerNorm,
-    it need not.
+    It is the gradient of the convex function L(x) = D γ sqrt(var x + ε) + δ·x, so ∂g/∂x is symmetric and positive
+    semi-definite, and a small step along -∂E/∂g decreases E(g(x)). With one γ per feature, as in a standard LayerNorm,
+    this is not guaranteed.
     """
 
     def __init__(self, dim: int) -> None:
@@ -70,17 +70,17 @@ class EnergyLayerNorm(nn.Module):
         self.delta = nn.Parameter(torch.zeros(dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalize (…, D)."""
+        """Normalize x (…, D)."""
         return F.layer_norm(x, self.delta.shape, self.expanded_gamma(), self.delta, EPS)
 
     def expanded_gamma(self) -> Tensor:
-        """Return γ repeated for every feature (D,)."""
+        """Return γ expanded to all features (D,)."""
         gamma: Tensor = self.gamma()
         return gamma.expand_as(self.delta)
 
 
 class EnergyAttention(nn.Module):
-    """E = -1/β Σ_h Σ_C log Σ_B exp(β K_hB · Q_hC) with K = W_K g and Q = W_Q g (equation 3). There are no values."""
+    """E = -1/β Σ_h Σ_C log Σ_B exp(β K_hB · Q_hC) with K = W_K g, Q = W_Q g and no values (equation 3)."""
 
     def __init__(self, dim: int, num_heads: int, config: EnergyConfig) -> None:
         super().__init__()
@@ -92,13 +92,13 @@ class EnergyAttention(nn.Module):
             nn.init.normal_(weight, std=0.002 if config.init == "paper" else dim**-0.5)
 
     def projections(self) -> tuple[Tensor, Tensor]:
-        """Return the weights from g to β Q and K, and those back to ∂E/∂g, (2·D, D) each."""
+        """Return the weights that map g to β Q and K, and those that map back to ∂E/∂g, (2·D, D) each."""
         beta: Tensor = self.beta()
         beta = beta.repeat_interleave(self.query.shape[0] // self.num_heads)[:, None]
         return torch.cat([beta * self.query, self.key]), -torch.cat([self.query, self.key / beta])
 
     def logits(self, g: Tensor, mask: EnergyMask) -> Tensor:
-        """Return β Q·K (B, H, N, N), with a large negative number for pairs that are left out."""
+        """Return β Q·K (B, H, N, N), with a large negative number for masked pairs."""
         queries, keys = (
             rearrange(F.linear(g, weight), "b n (h z) -> b h n z", h=self.num_heads)
             for weight in (self.query, self.key)
@@ -107,7 +107,7 @@ class EnergyAttention(nn.Module):
         return logits if mask.attention_bias is None else logits + mask.attention_bias
 
     def weights(self, g: Tensor, mask: EnergyMask) -> Tensor:
-        """Return the attention weights P (B, H, N, N). They sum to 1 over keys, or are 0 for queries without a key."""
+        """Return the attention weights P (B, H, N, N), which sum to 1 over keys and are 0 for queries without a key."""
         weights = self.logits(g, mask).softmax(-1)
         return weights if mask.has_key is None else weights * mask.has_key.unflatten(0, (-1, self.num_heads))
 
@@ -131,11 +131,11 @@ class HopfieldMemory(nn.Module):
         nn.init.normal_(self.weight, std=0.02 if config.init == "paper" else dim**-0.5)
 
     def projections(self) -> tuple[Tensor, Tensor]:
-        """Return the weights from g to the memories, and those back to ∂E/∂g, (M, D) each."""
+        """Return the weights that map g to the memories, and those that map back to ∂E/∂g, (M, D) each."""
         return self.beta() * self.weight if self.softmax else self.weight, -self.weight
 
     def energy(self, g: Tensor) -> Tensor:
-        """Return the energy of every token (B, N)."""
+        """Return the energy (B, N) of each token."""
         overlap = F.linear(g, self.weight)
         if not self.softmax:
             return -0.5 * overlap.relu().square().sum(-1)
@@ -156,23 +156,23 @@ class EnergyTrunk(Trunk):
         self.options = StepOptions(num_heads, self.memory.softmax)
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to normalized tokens. Tokens that are not `valid` (B, N) are not part of the energy."""
+        """Map tokens (B, N, D) to normalized tokens. Tokens with `valid` (B, N) False have no energy."""
         *_, last = self.descend(x, self.build_mask(x, valid))
         return self.norm(last)  # type: ignore[no-any-return]
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the normalized tokens (B, N, D) after every step."""
+        """Return the normalized tokens (B, N, D) after each step."""
         _, *states = self.descend(x, self.build_mask(x, valid))
         return [self.norm(x) for x in states]
 
     def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the attention weights (T, B, H, N, N) of every step, query by key."""
+        """Return the attention weights (T, B, H, N, N) of all steps, indexed by query, then key."""
         mask = self.build_mask(x, valid)
         *states, _ = self.descend(x, mask)
         return torch.stack([self.attention.weights(self.norm(x), mask) for x in states])
 
     def descend(self, x: Tensor, mask: EnergyMask) -> Iterator[Tensor]:
-        """Yield the tokens before the first step and after each: x <- x - α ∂E/∂g, plus noise in training mode."""
+        """Yield the tokens before the first step and after each step x <- x - α ∂E/∂g, plus noise in training mode."""
         weights, gamma, alpha = self.step_weights(x), self.norm.expanded_gamma(), self.alpha()
         yield x
         for _ in range(self.num_steps):
@@ -184,29 +184,29 @@ class EnergyTrunk(Trunk):
             yield x
 
     def step_weights(self, x: Tensor) -> StepWeights:
-        """Return the projections, which are the same in all steps, in the dtype in which `x` is processed."""
+        """Return the projection weights shared by all steps, cast to the compute dtype for `x`."""
         weights = (*self.attention.projections(), *self.memory.projections())
         return StepWeights(*(weight.to(compute_dtype(x)) for weight in weights))
 
     def gradient(self, g: Tensor, mask: EnergyMask) -> Tensor:
-        """Return ∂E/∂g (B, N, D) at normalized tokens g, 0 for tokens that are not valid."""
+        """Return ∂E/∂g (B, N, D) at normalized tokens g, with 0 for invalid tokens."""
         return energy_gradient(g, self.step_weights(g), mask, self.options)[0]
 
     def energy(self, g: Tensor, mask: EnergyMask) -> tuple[Tensor, Tensor]:
-        """Return the attention and the Hopfield energy, (B,) each, at normalized tokens g (B, N, D)."""
+        """Return the attention energy and the Hopfield energy, (B,) each, at normalized tokens g (B, N, D)."""
         hopfield = self.memory.energy(g)  # (B, N)
         if mask.valid is not None:
             hopfield = hopfield * mask.valid[..., 0]
         return self.attention.energy(g, mask), hopfield.sum(-1)
 
     def energies(self, x: Tensor, valid: Tensor | None = None) -> Energies:
-        """Return the energies (T + 1, B) along the descent from tokens x (B, N, D)."""
+        """Return the energies (T + 1, B) along the descent that starts from tokens x (B, N, D)."""
         mask = self.build_mask(x, valid)
         attention, hopfield = zip(*(self.energy(self.norm(x), mask) for x in self.descend(x, mask)), strict=True)
         return Energies(torch.stack(attention), torch.stack(hopfield))
 
     def build_mask(self, x: Tensor, valid: Tensor | None = None) -> EnergyMask:
-        """Return the mask of all steps. It leaves out invalid tokens, and each token as its own key by default."""
+        """Return the mask used by all steps. It excludes invalid tokens and, by default, self-attention."""
         count = x.shape[1]
         if valid is None and self.self_interaction:
             return EnergyMask(None, None, None)
@@ -216,7 +216,7 @@ class EnergyTrunk(Trunk):
         if valid is not None:
             allowed = allowed & valid[:, None, None, :] & valid[:, None, :, None]
         dtype = compute_dtype(x)
-        # finite, so that a query without a key has no NaN before its weights are set to 0
+        # finite, so that the softmax of a fully masked query is not NaN
         bias = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)
         has_key = None
         if valid is not None or count == 1:
@@ -226,13 +226,13 @@ class EnergyTrunk(Trunk):
 
 
 def compute_dtype(x: Tensor) -> torch.dtype:
-    """Return the dtype of matrix products: that of autocast if it is enabled, else that of the tokens."""
+    """Return the dtype of matrix products: the autocast dtype if autocast is enabled, else the dtype of `x`."""
     device = x.device.type
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
 
 
 class EnergyTransformer(PatchBackbone):
-    """An Energy Transformer over a grid of patches. Only the tokens in `keep` enter the recurrence."""
+    """An Energy Transformer on a grid of patches. Only the tokens in `keep` are processed."""
 
     trunk: EnergyTrunk
 
@@ -247,18 +247,18 @@ class EnergyTransformer(PatchBackbone):
             channels=channels,
             image_size=image_size,
         )
-        self.learned = None  # learned position embeddings (N, D) of the trained grid
+        self.learned = None  # learned position embeddings (N, D) on the training grid
         if config.positions == "learned":
             self.learned = nn.Parameter(torch.empty(self.trained_grid[0] * self.trained_grid[1], dim))
             nn.init.normal_(self.learned, std=0.002 if config.init == "paper" else dim**-0.5)
 
     @classmethod
     def build_trunk(cls, config: EnergyConfig, dim: int, depth: int, num_heads: int) -> EnergyTrunk:
-        """Build the trunk of a predictor, with `depth` steps."""
+        """Build the trunk of a predictor with `depth` steps."""
         return EnergyTrunk(config, dim, depth, num_heads)
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the position embeddings (N, D) of a grid. Learned ones are interpolated to other grids."""
+        """Return the position embeddings (N, D) of a grid, interpolating learned ones if needed."""
         if self.learned is None:
             return super().positions(grid, device)
         if grid == self.trained_grid:
@@ -268,5 +268,5 @@ class EnergyTransformer(PatchBackbone):
         return rearrange(resized, "1 d h w -> (h w) d")
 
     def energy(self, images: Tensor) -> Energies:
-        """Return the energies (T + 1, B) of normalized images (B, C, H, W) before every step and after the last."""
+        """Return the energies (T + 1, B) of normalized images (B, C, H, W) before each step and after the last."""
         return self.trunk.energies(self.embed_patches(images)[0])

@@ -1,6 +1,6 @@
-"""Backbones over a grid of patches: patch embedding, position embeddings and a trunk.
+"""Backbones on a grid of patches: patch embedding, position embeddings and a trunk.
 
-Shapes: B images, C channels, N tokens of the grid, D width, L layers, H heads.
+Shapes: B images, C channels, N tokens in the grid, D width, L layers, H heads.
 """
 
 from __future__ import annotations
@@ -19,12 +19,10 @@ __all__ = ["PatchBackbone"]
 
 
 class PatchBackbone(Backbone):
-    """A stem from patches to tokens, sin-cos position embeddings, and a trunk.
+    """A patch-embedding stem, sin-cos position embeddings and a trunk.
 
-    Only the tokens in `keep` enter the trunk.
+    Only the tokens in `keep` are processed by the trunk.
     """
-
-    maskable = True
 
     def __init__(
         self,
@@ -53,7 +51,7 @@ class PatchBackbone(Backbone):
     ) -> Tokens:
         """Encode normalized images (B, C, H, W); see `Backbone.forward`.
 
-        Raises `InputError` if the sides of the images are not multiples of the patch size.
+        Raises `InputError` if the image size is not divisible by the patch size.
         """
         x, grid = self.embed_patches(images)
         if keep is not None:
@@ -64,15 +62,15 @@ class PatchBackbone(Backbone):
         return Tokens(outputs[-1], grid, valid, [outputs[layer] for layer in layers])
 
     def attention(self, images: Tensor) -> Tensor:
-        """Return the attention weights of normalized images, (L, B, H, N, N), query by key."""
+        """Return the attention weights (L, B, H, N, N) of normalized images, indexed by query, then key."""
         return self.trunk.attentions(self.embed_patches(images)[0])
 
     def embed_patches(self, images: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """Return the tokens (B, N, D) of images (B, C, H, W) with their positions added, and the grid."""
+        """Return the tokens (B, N, D) of images (B, C, H, W), with position embeddings added, and the grid."""
         height, width = images.shape[-2:]
         if height % self.stride or width % self.stride:
             raise InputError(
-                f"the image of {height}x{width} pixels is not a multiple of the patch size {self.stride}; resize it, "
+                f"the image size {height}x{width} is not divisible by the patch size {self.stride}; resize the images, "
                 "for example with Encoder.prepare"
             )
         patches = self.stem(images)
@@ -80,7 +78,7 @@ class PatchBackbone(Backbone):
         return rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device), grid
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the position embeddings (N, D) of a grid, which are cached for each grid and device."""
+        """Return the position embeddings (N, D) of a grid, cached per grid and device."""
         key = (grid, device)
         if key not in self._sincos_cache:
             self._sincos_cache[key] = sincos_positions(self.dim, grid, self.trained_grid).to(device)
@@ -88,13 +86,13 @@ class PatchBackbone(Backbone):
 
 
 def build_stem(kind: str, channels: int, dim: int, patch_size: int) -> nn.Sequential:
-    """Build the layers from images (B, C, H, W) to a map of tokens (B, D, H / patch_size, W / patch_size)."""
+    """Build the stem, which maps images (B, C, H, W) to tokens (B, D, H / patch_size, W / patch_size)."""
     if kind == "linear":
         layers: list[nn.Module] = [nn.Conv2d(channels, dim, patch_size, patch_size)]
     else:
         kernel, padding = (3, 1) if kind == "conv" else (2, 0)
         num_layers = int(math.log2(patch_size))
-        widths = [max(dim >> (num_layers - index), 16) for index in range(1, num_layers + 1)]
+        widths = [max(dim >> (num_layers - i), 16) for i in range(1, num_layers + 1)]
         layers = []
         for in_channels, out_channels in zip([channels, *widths], widths, strict=False):
             layers += [nn.Conv2d(in_channels, out_channels, kernel, 2, padding), nn.GELU()]
@@ -102,7 +100,7 @@ def build_stem(kind: str, channels: int, dim: int, patch_size: int) -> nn.Sequen
     for layer in layers:
         if isinstance(layer, nn.Conv2d):
             assert layer.bias is not None
-            # with std 0.02, the output of several layers would be small relative to the position embeddings
+            # with std 0.02, the output of a deep stem would be small compared with the position embeddings
             fan_in = math.prod(layer.weight.shape[1:])
             nn.init.trunc_normal_(layer.weight, std=0.02 if kind == "linear" else math.sqrt(2 / fan_in))
             nn.init.zeros_(layer.bias)

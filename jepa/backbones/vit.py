@@ -1,6 +1,6 @@
 """The Vision Transformer of I-JEPA: fixed sin-cos positions, no class token, pre-norm blocks.
 
-The blocks are those of timm; this module adds the initialization and the mask of padded tokens.
+The blocks are from timm; this module adds the initialization and the masking of padding.
 
 Shapes: B images, N tokens, D width, L layers, H heads.
 """
@@ -26,7 +26,7 @@ __all__ = ["ViT", "ViTTrunk"]
 
 
 class ViTTrunk(Trunk):
-    """A stack of pre-norm transformer blocks and a final LayerNorm."""
+    """A stack of pre-norm transformer blocks with a final LayerNorm."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -35,20 +35,20 @@ class ViTTrunk(Trunk):
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm(dim)
         self.apply(init_weights)
-        with torch.no_grad():  # scale the output projections down with depth, as the ViT of the I-JEPA code does
-            for index, block in enumerate(blocks):
-                block.attn.proj.weight.div_(math.sqrt(2 * (index + 1)))
-                block.mlp.fc2.weight.div_(math.sqrt(2 * (index + 1)))
+        with torch.no_grad():  # rescale the output projections by depth, as in the ViT of the I-JEPA code
+            for i, block in enumerate(blocks, 1):
+                block.attn.proj.weight.div_(math.sqrt(2 * i))
+                block.mlp.fc2.weight.div_(math.sqrt(2 * i))
 
     def forward(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Map tokens (B, N, D) to normalized tokens; tokens that are not `valid` (B, N) are never attended to."""
+        """Map tokens (B, N, D) to normalized tokens. Tokens with `valid` (B, N) False are never attended to."""
         mask = self._prepare(x, valid)
         for block in self.blocks:
             x = block(x, attn_mask=mask)
         return self.norm(x)  # type: ignore[no-any-return]
 
     def layers(self, x: Tensor, valid: Tensor | None = None) -> list[Tensor]:
-        """Return the output (B, N, D) of every block after the final norm."""
+        """Return the output (B, N, D) of each block, normalized by the final LayerNorm."""
         mask = self._prepare(x, valid)
         outputs = []
         for block in self.blocks:
@@ -57,7 +57,7 @@ class ViTTrunk(Trunk):
         return outputs
 
     def attentions(self, x: Tensor, valid: Tensor | None = None) -> Tensor:
-        """Return the attention weights (L, B, H, N, N) of every block, query by key."""
+        """Return the attention weights (L, B, H, N, N) of all blocks, indexed by query, then key."""
         mask = self._prepare(x, valid)
         weights = []
         for block in self.blocks:
@@ -67,16 +67,16 @@ class ViTTrunk(Trunk):
         return torch.stack(weights)
 
     def _prepare(self, x: Tensor, valid: Tensor | None) -> Tensor | None:
-        """Select the attention kernel for the device, and reshape `valid` to a mask over keys (B, 1, 1, N)."""
+        """Select the attention kernel for the device, and return `valid` as a mask (B, 1, 1, N) over keys."""
         for block in self.blocks:
             assert isinstance(block, Block)
-            # on two CPU cores at 64 tokens, plain matrix products took 14.7 ms and the fused kernel 19.7 ms
+            # on two CPU cores with 64 tokens, plain matrix products took 14.7 ms and the fused kernel 19.7 ms
             block.attn.fused_attn = x.is_cuda
         return None if valid is None else valid[:, None, None, :]
 
 
 class ViT(PatchBackbone):
-    """A Vision Transformer over a grid of patches. Only the tokens in `keep` enter the blocks."""
+    """A Vision Transformer on a grid of patches. Only the tokens in `keep` are processed by the blocks."""
 
     def __init__(self, config: ViTConfig, channels: int, image_size: tuple[int, int]) -> None:
         dim, depth, num_heads, mlp_ratio = config.dimensions
@@ -92,7 +92,7 @@ class ViT(PatchBackbone):
 
 
 def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> Tensor:
-    """Return softmax(q·k / sqrt(head width)), (B, H, N, N), which a fused kernel does not return."""
+    """Compute softmax(q·k / sqrt(head width)), (B, H, N, N), which fused kernels do not return."""
     queries, keys, _ = rearrange(attention.qkv(x), "b n (three h z) -> three b h n z", three=3, h=attention.num_heads)
     logits: Tensor = (attention.q_norm(queries) * attention.scale) @ attention.k_norm(keys).mT
     if mask is not None:
@@ -101,7 +101,7 @@ def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> T
 
 
 def init_weights(module: nn.Module) -> None:
-    """Initialize linear layers as the I-JEPA code does: truncated normal with std 0.02, zero bias."""
+    """Initialize linear layers as in the I-JEPA code: truncated normal with std 0.02, zero bias."""
     if isinstance(module, nn.Linear):
         nn.init.trunc_normal_(module.weight, std=0.02)
         nn.init.zeros_(module.bias)

@@ -1,6 +1,6 @@
-"""Command line of `jepa train`: from arguments to the config of an experiment.
+"""Command line of `jepa train`: parse the arguments to the config of an experiment.
 
-Settings have one source of defaults, which the flags then override: a recipe, a config file, or the run to resume.
+The defaults come from a recipe, a config file, or the run to resume. Flags override them.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ __all__ = ["Summarize", "TrainArguments", "parse_train_arguments"]
 T = TypeVar("T")
 AUTO_RECIPE = "ijepa-folder"  # its settings are chosen from the images and the device
 DEFAULT_RECIPE = "demo"
+CODE_FILE = re.compile(r"(.+\.py)(?::(.*))?")  # FILE.py or FILE.py:RECIPE
 Summarize = Callable[[str, str, Path], tuple[DataSummary, str]]
-"""Summarizes a source for a device, given the folder of the runs: the summary, and the same as a line of text."""
+"""(source, device, runs folder) -> (summary, one-line description)."""
 
 
 @dataclass(frozen=True)
 class RunArguments:
-    """The arguments that decide which settings there are."""
+    """Arguments that are parsed first, because they determine which other flags exist."""
 
     recipe: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="RECIPE")] = DEFAULT_RECIPE
-    """Name of a recipe ('jepa recipes' lists them), or a Python file with its own recipes, FILE.py[:RECIPE]. It comes
-    first."""
+    """Name of a recipe ('jepa recipes' lists them), or a Python file with its own recipes, FILE.py[:RECIPE]. Must be
+    the first argument."""
     config: Path | None = None
     """Read the settings from this JSON file, such as the config.json of a run, instead of a recipe."""
     run: Path | None = None
@@ -48,14 +49,14 @@ class RunArguments:
     backbone: Annotated[
         str | None,
         tyro.conf.arg(
-            help=f"Replace the backbone of the recipe: {', '.join(BACKBONES.kinds())}. Its settings follow as "
+            help=f"Replace the backbone of the recipe: {', '.join(BACKBONES.kinds())}. Its settings are then "
             "--backbone.NAME."
         ),
     ] = None
     code: Path | None = None
-    """Python file that defines parts of the experiment. It is run."""
+    """Python file that defines components of the experiment. The file is executed."""
     allow_changed_code: bool = False
-    """Resume with a file of code that differs from the one that the run was started with."""
+    """Resume with a code file that has changed since training."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class TrainArguments:
     """Train an experiment: a recipe with any of its settings changed."""
 
     run: Annotated[RunArguments, tyro.conf.arg(name="")] = field(default_factory=RunArguments)
-    # the parts that have alternatives are not sub-commands: --backbone has chosen by then
+    # no tyro subcommands: --backbone has already selected the config class
     config: Annotated[tyro.conf.AvoidSubcommands[Config], tyro.conf.arg(name="")] = field(default_factory=Config)
 
     @property
@@ -74,16 +75,16 @@ class TrainArguments:
 
 @dataclass(frozen=True)
 class AutoArguments:
-    """The settings that the automatic ones depend on."""
+    """Settings that the automatic ones depend on."""
 
     data: DataConfig = field(default_factory=DataConfig)
     device: str = "auto"
 
 
 def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> TrainArguments:
-    """Parse the arguments of `jepa train`; `summarize` looks at the images where settings are chosen from them.
+    """Parse the arguments of `jepa train`; `summarize` inspects the images if settings are derived from them.
 
-    Raises `InputError`, and `SystemExit` after printing the help or an error of a flag.
+    Raises `InputError` for invalid values, and `SystemExit` after printing the help or a parsing error.
     """
     arguments = [_normalize(argument) for argument in arguments]
     wants_help = bool({"-h", "--help"} & set(arguments))
@@ -94,7 +95,8 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
     if any(
         flag == "--backbone" and value.startswith("-") for flag, value in zip(flags, [*flags, "-"][1:], strict=True)
     ):
-        raise InputError(f"--backbone has no value; it takes {', '.join(BACKBONES.kinds())}")
+        raise InputError(f"--backbone has no value; give one of {', '.join(BACKBONES.kinds())}")
+    arguments = flags
     run, flags = tyro.cli(
         RunArguments,
         args=[*(first or [DEFAULT_RECIPE]), *flags],
@@ -103,7 +105,8 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
         return_unknown_args=True,
     )
     if first and run.config is not None:
-        raise InputError(f"both the recipe '{first[0]}' and --config {run.config} are given; leave one out")
+        raise InputError(f"give either the recipe '{first[0]}' or --config {run.config}, not both")
+    _check_one_code_file(run, arguments)
     config = _default_config(run, flags, summarize if not wants_help else None)
     if run.backbone is not None:
         config = with_backbone(config, run.backbone)
@@ -128,13 +131,15 @@ def _check_recipe_first(first: list[str], flags: list[str]) -> None:
 
 
 def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | None) -> Config:
-    """Return the config that the flags override; without `summarize`, automatic settings are those of an example."""
+    """Return the config that the flags override; without `summarize`, automatic settings use placeholder data."""
     code: CodeConfig | None = load_code(run.code, run.allow_changed_code) if run.code is not None else None
     if run.config is not None:
         config = read_config(run.config)
-    elif is_file := re.fullmatch(r"(.+\.py)(?::(.*))?", run.recipe):
+    elif is_file := CODE_FILE.fullmatch(run.recipe):
         code = load_code(is_file[1], run.allow_changed_code)
         config = _recipe_of_code(code, is_file[2])
+    elif Path(run.recipe).is_file():
+        raise InputError(f"{run.recipe} is not a Python file; give the name of a recipe, or a file that ends in .py")
     else:
         config = recipe(run.recipe)
     named = _parse_some(AutoArguments, flags) if run.recipe == AUTO_RECIPE else None
@@ -147,6 +152,13 @@ def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | 
     return config if code is None else replace(config, code=code)
 
 
+def _check_one_code_file(run: RunArguments, arguments: Sequence[str]) -> None:
+    """Raise `InputError` if several code files are given, of which a run could record only one."""
+    files = [argument for argument in arguments if argument.partition("=")[0] == "--code"]
+    if len(files) + bool(CODE_FILE.fullmatch(run.recipe)) > 1:
+        raise InputError("several code files are given; put all components into one file, and give it once")
+
+
 @dataclass(frozen=True)
 class _Name:
     name: str | None = None
@@ -157,13 +169,13 @@ def _name(flags: list[str]) -> str | None:
 
 
 def _parse_some(cls: type[T], flags: list[str]) -> T:
-    """Parse the flags of a few settings, and pass over all others."""
+    """Parse the flags of a few settings and ignore the rest."""
     parsed, _ = tyro.cli(cls, args=flags, prog="jepa train", add_help=False, return_unknown_args=True)
     return parsed
 
 
 def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
-    """Return the config of a recipe that a file of the user defines; the name may be omitted if there is one only."""
+    """Return the config of a recipe in a user file; the name may be omitted if there is only one."""
     own = loaded_code(code).recipes
     if not own:
         raise InputError(f'{code.file} defines no recipe; add one to the table: RECIPES["name"] = function')
@@ -172,19 +184,19 @@ def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
     name = name or own[0]
     if name not in own:
         raise InputError(f"{code.file} defines no recipe '{name}'{suggest(name, own)} (it has {', '.join(own)})")
-    return RECIPES[name]()
+    return recipe(name)
 
 
 def _automatic(given: AutoArguments, flags: list[str], runs: Path, summarize: Summarize) -> Config:
     """Choose the settings from the images and the device, and print them with the reasons."""
     flag_names = {flag.partition("=")[0] for flag in flags}
     if "--data.source" not in flag_names:
-        raise InputError(f"{AUTO_RECIPE} chooses its settings from your images; name them with --data PATH/TO/FOLDER")
+        raise InputError(f"{AUTO_RECIPE} derives its settings from your images; pass them with --data PATH/TO/FOLDER")
     summary, text = summarize(given.data.source, given.device, runs)
     size = given.data.size if "--data.image-size" in flag_names else None
     config, settings = auto_config(given.data.source, summary, size)
     if os.environ.get("RANK", "0") == "0":
-        print(f"{AUTO_RECIPE}: {text}; settings chosen for them, which flags override:", file=sys.stderr)
+        print(f"{AUTO_RECIPE}: {text}; automatic settings (override with flags):", file=sys.stderr)
         for setting in settings:
             print(f"  {f'{setting.flag} {setting.value}':<26} {setting.reason}", file=sys.stderr)
     return config

@@ -17,18 +17,20 @@ __all__ = ["DataSummary", "Setting", "auto_config"]
 MIN_CROP_AREA = 0.35
 MAX_CANVAS_ASPECT = 2.0  # crops of longer images would be distorted
 CPU_SIZES, GPU_SIZES = (32, 64), (32, 64, 96, 128, 160, 192, 224)
-ACTIVATION_BYTES = 34 * 2  # per token, layer and unit of width, in bf16 (Korthikanti et al. 2022); doubled as a reserve
+ACTIVATION_BYTES = (
+    34 * 2
+)  # per token, layer and unit of width, in bf16 (Korthikanti et al. 2022); doubled as a safety margin
 
 
 @dataclass(frozen=True)
 class DataSummary:
-    """The properties of images and device that automatic settings depend on."""
+    """Properties of the images and the device that determine the automatic settings."""
 
     count: int
     """Number of training images."""
     height: int
     width: int
-    """Height and width in pixels of the image whose shorter side is the median."""
+    """Height and width in pixels of the image with the median shorter side."""
     one_aspect: bool = False
     """Whether nearly all images have the aspect ratio of that image."""
     gray: bool = False
@@ -57,14 +59,14 @@ def auto_config(
     """
     require(summary.count >= 2, f"{source} has {summary.count} training image; training requires at least 2")
     on_gpu = summary.device == "cuda"
-    (height, width), why_size = (given, "given") if given else _size(summary, on_gpu)
+    (height, width), why_size = (given, "set by the user") if given else _size(summary, on_gpu)
     patch = _patch(height, width, 16 if on_gpu else 8)
     canvas, why_canvas = _canvas(summary, height, width)
     size, predictor, why_model = _model(summary.count, on_gpu)
     tokens = (height // patch) * (width // patch)
     batch, why_batch = _batch(summary, on_gpu, tokens, size, predictor)
-    seen, why_steps = _seen(summary.count, on_gpu)
-    steps = max(500, seen // batch)
+    samples_seen, why_steps = _seen(summary.count, on_gpu)
+    steps = max(500, samples_seen // batch)
     view = height if height == width else (height, width)
     config = Config(
         name="ijepa-folder",
@@ -107,12 +109,12 @@ def _spelled(value: object) -> str:
 
 
 def _size(summary: DataSummary, on_gpu: bool) -> tuple[tuple[int, int], str]:
-    """Choose the size of the input: a square that is no larger than the median image."""
+    """Choose a square input size: the largest supported one within the median shorter side, or the smallest one."""
     side = min(summary.height, summary.width)
     known = GPU_SIZES if on_gpu else CPU_SIZES
     size = max((size for size in known if size <= side), default=known[0])
     if size == known[-1]:
-        return (size, size), f"the largest that a {'GPU trains in hours' if on_gpu else 'CPU trains in minutes'}"
+        return (size, size), f"the largest size that trains in {'hours on a GPU' if on_gpu else 'minutes on a CPU'}"
     return (size, size), f"the median shorter side is {side} pixels"
 
 
@@ -128,7 +130,7 @@ def _patch(height: int, width: int, side: int) -> int:
     nearest = [max(32, round(length / 8) * 8) for length in (height, width)]
     require(
         bool(few),
-        f"data.image_size is {height}x{width}, which no patch size divides into 4 to {side} tokens a side; choose "
+        f"data.image_size is {height}x{width}, but no patch size gives 4 to {side} tokens per side; choose "
         f"--data.image-size {nearest[0]}{f' {nearest[1]}' if height != width else ''}",
     )
     return min([patch for patch in few if is_power_of_two(patch)] or few)
@@ -178,9 +180,9 @@ def _batch(summary: DataSummary, on_gpu: bool, tokens: int, width: str, predicto
 
 
 def _seen(count: int, on_gpu: bool) -> tuple[int, str]:
-    """Choose the number of images that are seen in training, counting repetitions."""
+    """Choose the number of training samples, counting repeats."""
     if not on_gpu:
         seen = min(230_000, 400 * count)
-        return seen, "about ten minutes on two cores" if seen == 230_000 else "400 epochs of a small set"
+        return seen, "about ten minutes on two cores" if seen == 230_000 else "400 epochs of a small dataset"
     seen = min(300_000_000, max(300 * count, 5_000_000), 800 * count)
     return seen, "300 epochs; fewer for millions of images, more for thousands"

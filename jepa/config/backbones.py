@@ -31,35 +31,39 @@ def is_power_of_two(number: int) -> bool:
 def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]:
     """Parse `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of width 64 (32 if DIM is not a multiple of 64).
 
-    `where` names the setting, and `others` lists further accepted values, in the message of the `InputError` that is
-    raised if the text has another form.
+    Raises `InputError` for any other form; `where` and `others` are the setting's name and further accepted values in
+    its message.
     """
     parts = text.lower().split("x")
-    accepted = (
-        f"it takes {others}DIMxDEPTH or DIMxDEPTHxHEADS, with whole numbers of 1 or more, such as 192x6 or 192x6x3"
-    )
     is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
-    require(is_shape, f"{where} is '{text}'; {accepted}")
+    require(
+        is_shape,
+        f"{where} must be {others}DIMxDEPTH or DIMxDEPTHxHEADS with positive integers, such as 192x6x3, got '{text}'",
+    )
     dim, depth = int(parts[0]), int(parts[1])
     heads = int(parts[2]) if len(parts) == 3 else max(1, dim // (64 if dim % 64 == 0 else 32))
-    require(dim % heads == 0, f"{where} is '{text}', but {dim} is not divisible by {heads} heads; choose another HEADS")
-    require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4, which sin-cos positions require")
+    require(
+        dim % heads == 0,
+        f"{where} is '{text}', but {dim} is not divisible by {heads} heads; choose a divisor of {dim} as HEADS",
+    )
+    require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4 for the sin-cos position embeddings")
     return dim, depth, heads
 
 
 def check_patches(size: str, patch: int, stem: str) -> None:
     """Raise `InputError` for a size, patch or stem that a backbone over patches does not support."""
-    require(patch >= 1, f"backbone.patch is {patch}; it takes a number of pixels, 1 or more")
+    require(patch >= 1, f"backbone.patch must be at least 1 pixel, got {patch}")
     if size not in VIT_SIZES:
         hint = suggest(size, VIT_SIZES)
         require(
             not size.isalpha(),
-            f"backbone.size is '{size}'; it takes {', '.join(VIT_SIZES)}, or DIMxDEPTH[xHEADS] such as 192x6x3{hint}",
+            f"backbone.size must be one of {', '.join(VIT_SIZES)}, or DIMxDEPTH[xHEADS] such as 192x6x3, got "
+            f"'{size}'{hint}",
         )
         parse_width(size, "backbone.size")
     require(
         stem == "linear" or is_power_of_two(patch),
-        f"backbone.patch is {patch}, but backbone.stem '{stem}' requires a power of 2; choose another patch, or "
+        f"backbone.patch is {patch}, but backbone.stem '{stem}' requires a power of 2; choose a different patch, or "
         "--backbone.stem linear",
     )
 
@@ -70,7 +74,7 @@ def check_grid(patch: int, data: DataConfig) -> None:
     nearest = max(patch, round(height / patch) * patch)
     require(
         height % patch == 0 and width % patch == 0,
-        f"backbone.patch is {patch}, but the image of {height}x{width} pixels is not a multiple of it; choose another "
+        f"the image size {height}x{width} is not divisible by backbone.patch, which is {patch}; choose a different "
         f"patch, or --data.image-size {nearest}",
     )
 
@@ -103,12 +107,12 @@ class ViTConfig(BackboneConfig):
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
 
 
-MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # of alpha and beta; beyond these, float32 has no precision left
+MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # limits of alpha and beta, within the precision of float32
 
 
 @dataclass(frozen=True)
 class EnergyConfig(BackboneConfig):
-    """An Energy Transformer (Hoover et al. 2023): one block, applied again and again, that descends an energy."""
+    """An Energy Transformer (Hoover et al. 2023): one block that is applied repeatedly and minimizes an energy."""
 
     kind: ClassVar[str] = "energy"
     maskable: ClassVar[bool] = True
@@ -128,7 +132,7 @@ class EnergyConfig(BackboneConfig):
     memories: int = 4
     """Number of Hopfield memories per dimension of a token."""
     alpha: float = 0.1
-    """Step size of the descent."""
+    """Step size of the energy updates."""
     learn_alpha: bool = False
     """Learn the step size, starting from alpha."""
     beta: float | None = None
@@ -138,20 +142,20 @@ class EnergyConfig(BackboneConfig):
     self_interaction: bool = False
     """Let tokens attend to themselves, as in the published code but not in the paper."""
     noise: float = 0.0
-    """Standard deviation of Gaussian noise that is added to the tokens after each step of the descent, in training."""
+    """Standard deviation of Gaussian noise added to the tokens after each step, in training."""
     init: Literal["scaled", "paper"] = "scaled"
     """Initialization: standard deviation 1 / sqrt(DIM), or the paper's, which suits a width of 768 and long runs."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
-        require(self.memories >= 1, f"backbone.memories is {self.memories}; it takes a whole number, 1 or more")
-        accepted = f"it takes a number between {MIN_SCALE:g} and {MAX_SCALE:g}"
-        require(MIN_SCALE <= self.alpha <= MAX_SCALE, f"backbone.alpha is {self.alpha}; {accepted}")
+        require(self.memories >= 1, f"backbone.memories must be an integer of at least 1, got {self.memories}")
+        accepted = f"must be between {MIN_SCALE:g} and {MAX_SCALE:g}"
+        require(MIN_SCALE <= self.alpha <= MAX_SCALE, f"backbone.alpha {accepted}, got {self.alpha}")
         require(
             self.beta is None or MIN_SCALE <= self.beta <= MAX_SCALE,
-            f"backbone.beta is {self.beta}; {accepted}, or none",
+            f"backbone.beta {accepted}, or none, got {self.beta}",
         )
-        require(0 <= self.noise < math.inf, f"backbone.noise is {self.noise}; it takes a standard deviation, 0 or more")
+        require(0 <= self.noise < math.inf, f"backbone.noise must be at least 0, got {self.noise}")
 
     def check_data(self, data: DataConfig) -> None:
         """Require an image size that is a multiple of the patch size."""
@@ -165,7 +169,7 @@ class EnergyConfig(BackboneConfig):
 
 @dataclass(frozen=True)
 class ConvNetConfig(BackboneConfig):
-    """Any ConvNet of timm, by name. The positions of its last feature map are the tokens."""
+    """Any timm ConvNet, by name. Each position of its last feature map is a token."""
 
     kind: ClassVar[str] = "convnet"
     maskable: ClassVar[bool] = False

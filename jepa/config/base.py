@@ -1,7 +1,7 @@
-"""The config of an experiment, the base classes of its exchangeable parts, and the tables that list the parts.
+"""The config of an experiment, the base classes of its interchangeable components, and the tables that list them.
 
-An experiment has three kinds of exchangeable parts: an objective, a backbone and a data source. Each part is a config
-class, a class that implements it, and one line in the table of its kind.
+There are three kinds of components: objectives, backbones and data sources. Each component is a config class, a class
+that implements it, and one line in the table of its kind.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ class BackboneConfig:
     """Whether the backbone can encode a subset of the tokens, as I-JEPA requires of its context encoder."""
 
     def check_data(self, data: DataConfig) -> None:
-        """Raise `InputError` if the backbone cannot encode images of the size that `data` names."""
+        """Raise `InputError` if the backbone cannot encode images of the size given in `data`."""
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,13 @@ class ObjectiveConfig:
     """Name of the objective in config.json."""
 
     def check_experiment(self, config: Config) -> None:
-        """Raise `InputError` if the objective does not fit the rest of the experiment."""
+        """Raise `InputError` if the objective is incompatible with the rest of the experiment."""
 
     def supervised_crop(self) -> CropConfig:
         """Return the crops on which `jepa evaluate --full` trains its supervised baseline.
 
-        They should show as much of each image as the views of this objective. By default they are the objective's own
-        setting `crop`, or random crops with default settings if it has none.
+        They should show as much of each image as the views of this objective. The default is the objective's own
+        setting `crop`, or a random crop with default settings if it has none.
         """
         crop = getattr(self, "crop", None)
         return crop if isinstance(crop, CropConfig) else CropConfig()
@@ -74,27 +74,27 @@ class SourceConfig:
     kind: ClassVar[str]
     """Name of the kind of source."""
     usage: ClassVar[str]
-    """How the source is written after `--data`, for messages: "a folder of images"."""
+    """Description of the accepted values of `--data`, for error messages: "a folder of images"."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
-        """Return the config of the source that `text` names, or None if it is not a source of this kind."""
+        """Return the config of the source given by `text`, or None if it is not a source of this kind."""
         raise NotImplementedError
 
 
 def defined_in(definition: Any) -> tuple[str, str]:
-    """Return the file (or module) and the name of a class or function, which do not change if it is defined again."""
+    """Return the file (or module) and the name of a class or function; both survive redefinition."""
     module = str(getattr(definition, "__module__", ""))
     file = getattr(sys.modules.get(module), "__file__", None) or module
     return file, getattr(definition, "__qualname__", repr(definition))
 
 
 class PartTable(dict[type, Any]):
-    """Maps the config class of each part to the class that implements it.
+    """Maps the config class of each component to the class that implements it.
 
-    A part is one line, `OBJECTIVES[MyConfig] = MyObjective`. The implementation may also be given as
-    "package.module:Class", which is imported when the part is first built. The JSON `kind`, the help texts and the
-    accepted values in messages all follow from the table.
+    A component is registered by one line, `OBJECTIVES[MyConfig] = MyObjective`. The implementation may also be given
+    as "package.module:Class", which is imported on first use. The JSON `kind`, the help texts and the accepted values
+    in messages all follow from the table.
     """
 
     def __init__(self, base: type) -> None:
@@ -102,7 +102,7 @@ class PartTable(dict[type, Any]):
         self.base = base
 
     def __setitem__(self, config: type, implementation: Any) -> None:
-        """Add a part. Raises `InputError` if its kind is taken, or if `config` is not a config class."""
+        """Add a component. Raises `InputError` if its kind is taken, or if `config` is not a config class."""
         if not (isinstance(config, type) and issubclass(config, self.base) and is_dataclass(config)):
             raise InputError(f"{config!r} is not a config class; derive a frozen dataclass from {self.base.__name__}")
         kind = getattr(config, "kind", None)
@@ -111,7 +111,10 @@ class PartTable(dict[type, Any]):
         other = self.kinds().get(kind)
         if other is not None and other is not config:
             if defined_in(other) != defined_in(config):
-                raise InputError(f"the kind '{kind}' of {config.__name__} is taken by {other.__name__}; choose another")
+                raise InputError(
+                    f"the kind '{kind}' of {config.__name__} is taken by {other.__module__}.{other.__name__}; choose a "
+                    "different one"
+                )
             del self[other]  # the same class, defined again in a notebook or by a new version of a file
         super().__setitem__(config, implementation)
 
@@ -120,25 +123,31 @@ class PartTable(dict[type, Any]):
         return {config.kind: config for config in self}  # type: ignore[attr-defined]
 
     def default(self) -> Any:
-        """Return the config of the first part with default settings."""
+        """Return the config of the first component, with default settings."""
         return next(iter(self))()
 
     def config_class(self, kind: Any, where: str) -> type:
-        """Return the config class of a kind, which the setting `where` names.
+        """Return the config class of a kind; `where` is the name of the setting in the error message.
 
         Raises `InputError` if there is no such kind.
         """
         kinds = self.kinds()
         if not isinstance(kind, str) or kind not in kinds:
-            raise InputError(f"{where} is '{kind}'; it takes {', '.join(kinds)}{suggest(str(kind), kinds)}")
+            raise InputError(f"{where} must be one of {', '.join(kinds)}, got '{kind}'{suggest(str(kind), kinds)}")
         return kinds[kind]
 
     def implementation(self, config: Any) -> Any:
-        """Return the class that implements the part with this config."""
+        """Return the class that implements the component with this config. Raises `InputError` if there is none."""
+        name = type(config).__name__
+        if type(config) not in self:
+            raise InputError(f"{name} is not registered; add a line to its table, such as OBJECTIVES[{name}] = ...")
         implementation = self[type(config)]
         if isinstance(implementation, str):
-            module, _, name = implementation.partition(":")
-            implementation = getattr(importlib.import_module(module), name)
+            module, _, member = implementation.partition(":")
+            try:
+                implementation = getattr(importlib.import_module(module), member)
+            except (ImportError, AttributeError) as error:
+                raise InputError(f"the implementation of {name} cannot be imported: {error}") from error
         return implementation
 
 
@@ -158,7 +167,7 @@ class OptimConfig:
     lr_end: float = 1e-6
     """Learning rate at the end of the cosine schedule."""
     warmup: int = 100
-    """Steps of linear warm-up; at most a quarter of the run."""
+    """Linear warm-up steps, capped at a quarter of the run."""
     weight_decay: float = 0.04
     """Weight decay at the first step. Biases, norms and the mask token are not decayed."""
     weight_decay_end: float = 0.4
@@ -171,19 +180,17 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("lr", "lr_start", "lr_end", "warmup", "weight_decay", "weight_decay_end"):
             value = getattr(self, name)
-            require(
-                value >= 0 and math.isfinite(value), f"optim.{name} is {value}; it takes a finite number, 0 or more"
-            )
+            require(value >= 0 and math.isfinite(value), f"optim.{name} must be finite and at least 0, got {value}")
         require(
             all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas is {self.betas}; it takes two rates of at least 0 and below 1",
+            f"optim.betas must be two rates of at least 0 and below 1, got {self.betas}",
         )
-        require(self.clip is None or self.clip > 0, f"optim.clip is {self.clip}; it takes a norm above 0, or none")
+        require(self.clip is None or self.clip > 0, f"optim.clip must be positive, or none, got {self.clip}")
 
 
 @dataclass(frozen=True)
 class CodeConfig:
-    """The Python file that defines the parts of an experiment outside of this package."""
+    """The user file that defines components of an experiment."""
 
     file: str
     """Name of the file, without its folder."""
@@ -196,13 +203,13 @@ class Config:
     """All settings of one experiment."""
 
     name: str = "demo"
-    """Name of the experiment. The run folder is runs/NAME unless --run names another."""
+    """Name of the experiment. The run folder is runs/NAME unless --run is given."""
     steps: int = 1000
     """Number of optimizer steps."""
     batch_size: int = 128
-    """Number of images in a step, over all processes and microbatches."""
+    """Number of images per step, over all processes and microbatches."""
     accumulate: int = 1
-    """Number of microbatches into which each process divides its share of the batch, to save memory."""
+    """Number of microbatches per process, for gradient accumulation."""
     seed: int = 0
     """Seed of all random numbers."""
     device: str = "auto"
@@ -210,13 +217,13 @@ class Config:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """auto is fp32 on the CPU and bf16 on CUDA."""
     compile: bool = False
-    """Compile the objective with torch.compile, which starts more slowly and then runs faster."""
+    """Compile the objective with torch.compile: slower to start, faster to run."""
     log_every: int = 20
-    """Number of steps between two records of metrics.jsonl."""
+    """Write a record to metrics.jsonl every this many steps."""
     eval_every: int = 500
-    """Number of steps between two online evaluations; 0 disables them."""
+    """Run an online evaluation every this many steps; 0 disables it."""
     save_every: int = 500
-    """Number of steps between two checkpoints; the last step is always saved."""
+    """Save a checkpoint every this many steps, and after the last one."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BACKBONES.default)
     objective: ObjectiveConfig = field(default_factory=OBJECTIVES.default)
@@ -226,19 +233,19 @@ class Config:
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             value = getattr(self, name)
-            require(value >= 1, f"{name} is {value}; it takes a whole number, 1 or more")
-        require(0 <= self.seed < 2**31, f"seed is {self.seed}; it takes a whole number of at least 0 and below {2**31}")
-        require(self.eval_every >= 0, f"eval_every is {self.eval_every}; it takes a whole number, 0 or more")
+            require(value >= 1, f"{name} must be an integer of at least 1, got {value}")
+        require(0 <= self.seed < 2**31, f"seed must be an integer of at least 0 and below {2**31}, got {self.seed}")
+        require(self.eval_every >= 0, f"eval_every must be an integer of at least 0, got {self.eval_every}")
         require(
             self.batch_size % self.accumulate == 0,
-            f"accumulate is {self.accumulate}, but the batch_size {self.batch_size} is not a multiple of it",
+            f"batch_size must be a multiple of accumulate ({self.accumulate}), got {self.batch_size}",
         )
         self.backbone.check_data(self.data)
         self.objective.check_experiment(self)
 
 
 def with_backbone(config: Config, kind: str) -> Config:
-    """Replace the backbone by one of another kind. Settings that both kinds have keep their values."""
+    """Replace the backbone by one of a different kind, keeping the values of shared settings."""
     chosen = BACKBONES.config_class(kind, "--backbone")
     names = {f.name for f in fields(chosen)} & {f.name for f in fields(config.backbone)}
     return replace(config, backbone=chosen(**{name: getattr(config.backbone, name) for name in names}))

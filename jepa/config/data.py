@@ -12,7 +12,7 @@ __all__ = ["DataConfig"]
 
 @dataclass(frozen=True)
 class DataConfig:
-    """The images, and the size and normalization in which the encoder receives them."""
+    """Data source, image size and normalization."""
 
     source: str = "sample"
     """Data source, --data for short: 'sample', a folder of images, a table of paths, parquet files, hf:OWNER/NAME,
@@ -25,20 +25,20 @@ class DataConfig:
     channels: Literal[1, 3] = 3
     """Grayscale (1) or RGB (3)."""
     mean: tuple[float, ...] | None = None
-    """Mean of each channel for pixels between 0 and 1; by default it is measured on the training images."""
+    """Mean of each channel, for pixels in [0, 1]; measured on the training images by default."""
     std: tuple[float, ...] | None = None
-    """Standard deviation of each channel; by default it is measured."""
+    """Standard deviation of each channel; measured on the training images by default."""
     holdout: float = 0.02
-    """Share of the training images that is held out for the online evaluation."""
+    """Fraction of the training images held out for the online evaluation."""
     cache_gb: float = 8.0
     """Cache decoded images in a file beside the run if they take at most this many gigabytes; otherwise decode them in
     every epoch."""
     workers: int | None = None
-    """Number of processes that decode ahead. By default one per core for training on a GPU and none on the CPU, where
-    decoding and training alternate."""
+    """Number of worker processes that decode images in advance. By default one per core for training on a GPU, and none
+    on the CPU, where decoding and training alternate."""
     max_broken: float = 0.01
-    """Stop if more than this share of the images is unreadable. Otherwise unreadable images are skipped and listed in
-    the run folder."""
+    """Stop if more than this fraction of the images is unreadable; otherwise, unreadable images are skipped and listed
+    in the run folder."""
 
     @property
     def size(self) -> tuple[int, int]:
@@ -47,25 +47,21 @@ class DataConfig:
 
     @property
     def canvas_size(self) -> tuple[int, int]:
-        """Height and width in pixels to which images are cropped before views are taken."""
+        """Height and width in pixels of the images that views are cropped from."""
         canvas = self.size if self.canvas is None else self.canvas
         return (canvas, canvas) if isinstance(canvas, int) else canvas
 
     def __post_init__(self) -> None:
-        require(min(self.size) >= 1, f"data.image_size is {self.image_size}; it takes a number of pixels, 1 or more")
-        require(
-            0 <= self.holdout < 0.5, f"data.holdout is {self.holdout}; it takes a share of at least 0 and below 0.5"
-        )
-        require(min(self.canvas_size) >= 1, f"data.canvas is {self.canvas}; it takes a number of pixels, 1 or more")
-        require(
-            self.cache_gb >= 0, f"data.cache_gb is {self.cache_gb}; it takes a number of gigabytes, or 0 for no cache"
-        )
+        require(min(self.size) >= 1, f"data.image_size must be at least 1 pixel, got {self.image_size}")
+        require(0 <= self.holdout < 0.5, f"data.holdout must be at least 0 and below 0.5, got {self.holdout}")
+        require(min(self.canvas_size) >= 1, f"data.canvas must be at least 1 pixel, got {self.canvas}")
+        require(self.cache_gb >= 0, f"data.cache_gb must be at least 0 (0 disables the cache), got {self.cache_gb}")
         workers = self.workers is None or self.workers >= 0
-        require(workers, f"data.workers is {self.workers}; it takes a number of processes, 0 or more")
-        require(0 <= self.max_broken <= 1, f"data.max_broken is {self.max_broken}; it takes a share between 0 and 1")
-        require(self.std is None or min(self.std, default=1) > 0, f"data.std is {self.std}; it takes numbers above 0")
+        require(workers, f"data.workers must be at least 0, got {self.workers}")
+        require(0 <= self.max_broken <= 1, f"data.max_broken must be between 0 and 1, got {self.max_broken}")
+        require(self.std is None or min(self.std, default=1) > 0, f"data.std must be positive, got {self.std}")
         for name, values in (("mean", self.mean), ("std", self.std)):
             require(
                 values is None or len(values) == self.channels,
-                f"data.{name} has {len(values or ())} values; it takes {self.channels}, one for each channel",
+                f"data.{name} must have {self.channels} values, one per channel, got {len(values or ())}",
             )

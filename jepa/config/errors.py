@@ -1,4 +1,4 @@
-"""Errors in what the user gives: one sentence each, and exit code 2."""
+"""Invalid user input: one sentence, and exit code 2."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["InputError", "Interrupted", "exit_with", "require", "suggest"]
 
 
 class InputError(Exception):
-    """An error in what the user gave. The message is one sentence: what was given, what is accepted, how to fix it.
+    """Invalid user input. The message is one sentence: what was given, what is accepted, how to fix it.
 
     It is not a `ValueError`, which tyro would print in a box of its own.
     """
@@ -39,7 +39,7 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
-    """Run a command and exit with the code that it returns; print errors of the user as one sentence, with code 2."""
+    """Run a command and exit with the code that it returns; user errors are printed as one sentence, with code 2."""
     try:
         code = command()
     except InputError as error:

@@ -25,13 +25,14 @@ class IJepaConfig(ObjectiveConfig):
     loss: Literal["smooth_l1", "l2"] = "l2"
     """Distance between predicted and target tokens: l2 (the paper) or smooth_l1 (its published code)."""
     variance: float = 0.0
-    """Weight of the variance term on the averaged context tokens; it keeps small models from collapsing."""
+    """Weight of the variance term on the averaged context tokens, which prevents small models from collapsing."""
     covariance: float = 0.0
     """Weight of the covariance term on the averaged context tokens."""
     ema_half_life: float = 173.0
-    """Half-life of the target encoder's moving average at the first step, in steps; 173 is a momentum of 0.996."""
+    """Half-life of the target encoder's moving average at the first step, in steps; 173 is equivalent to a
+    momentum of 0.996."""
     ema_half_life_end: float = 1e9
-    """Half-life at the last step; 1e9 is a momentum of 1. The momentum changes linearly in between."""
+    """Half-life at the last step; 1e9 is equivalent to a momentum of 1. The momentum changes linearly in between."""
     crop: CropConfig = field(default_factory=CropConfig)
     masks: MaskConfig = field(default_factory=MaskConfig)
 

@@ -104,7 +104,7 @@ def energy_demo() -> Config:
 
 
 def energy_cifar10() -> Config:
-    """I-JEPA with Energy Transformers on CIFAR-10 at 32 pixels, in the time of ijepa-cifar10.
+    """I-JEPA with Energy Transformers on CIFAR-10 at 32 pixels, in the same training time as ijepa-cifar10.
 
     Command: jepa train energy-cifar10
     Time: 10 minutes of training on two cores, as ijepa-cifar10 (15 on slow ones)
@@ -163,9 +163,9 @@ def saccade_cifar10() -> Config:
 
 
 def vicreg_cifar10() -> Config:
-    """VICReg on the fixations of saccade-cifar10, its baseline without teacher, predictor or movement.
+    """VICReg on the fixations of saccade-cifar10, as its baseline, without a teacher, predictor or saccade.
 
-    The weight of the invariance term is a twelfth of the paper's, which is better here. The number of steps is three
+    The weight of the invariance term is a twelfth of the paper's, which works better here. The number of steps is three
     fifths of that of saccade-cifar10, because each step takes 1.3 to 1.5 times as long.
 
     Command: jepa train vicreg-cifar10
@@ -179,7 +179,7 @@ def vicreg_cifar10() -> Config:
 
 
 def saccade_folder() -> Config:
-    """Saccade JEPA on a folder of images with a ConvNeXt: views of 128 pixels from images of 200.
+    """Saccade JEPA on a folder of images with a ConvNeXt: 128-pixel views of 200-pixel images.
 
     Command: jepa train saccade-folder --data PATH/TO/FOLDER
     Time: hours on a GPU; not run here
@@ -231,7 +231,7 @@ def ijepa_vith14_in1k() -> Config:
 
 
 def _imagenet(name: str, size: str, patch: int, predictor: str, epochs: int) -> Config:
-    """Return the settings of the paper's appendix A, also where its code differs (docs/implementation-notes.md)."""
+    """Return the settings of the paper's appendix A, even where its code differs (docs/implementation-notes.md)."""
     epoch = 1_281_167 // 2048
     return Config(
         name=name,
@@ -254,7 +254,7 @@ def _imagenet(name: str, size: str, patch: int, predictor: str, epochs: int) -> 
 
 
 def ijepa_folder() -> Config:
-    """I-JEPA on any folder of images, with settings chosen from their number and size and from the device.
+    """I-JEPA on any folder of images, with settings chosen from the number and size of the images and from the device.
 
     Command: jepa train ijepa-folder --data PATH/TO/FOLDER
     Time: about 10 minutes of training on two cores
@@ -267,10 +267,12 @@ class RecipeTable(dict[str, Recipe]):
     """The recipes by name."""
 
     def __setitem__(self, name: str, make: Recipe) -> None:
-        """Add a recipe. Raises `InputError` if another file has a recipe of this name."""
+        """Add a recipe. Raises `InputError` if a different file has a recipe of this name."""
+        if not callable(make):
+            raise InputError(f"the recipe '{name}' must be a function that returns a Config, got {type(make).__name__}")
         other = self.get(name)
         if other is not None and defined_in(other) != defined_in(make):
-            raise InputError(f"the recipe name '{name}' is taken; choose another")
+            raise InputError(f"the recipe name '{name}' is taken; choose a different one")
         super().__setitem__(name, make)
 
 
@@ -300,7 +302,13 @@ def documentation(make: Recipe) -> dict[str, str]:
 
 
 def recipe(name: str) -> Config:
-    """Return the config of a recipe. Raises `InputError` if there is no recipe of this name."""
+    """Return the config of a recipe.
+
+    Raises `InputError` if there is no such recipe, or if it does not return a config.
+    """
     if name not in RECIPES:
         raise InputError(f"there is no recipe '{name}'{suggest(name, RECIPES)} (recipes: {', '.join(RECIPES)})")
-    return RECIPES[name]()
+    config = RECIPES[name]()
+    if not isinstance(config, Config):
+        raise InputError(f"the recipe '{name}' must return a Config, got {type(config).__name__}")
+    return config

@@ -30,17 +30,18 @@ class SaccadeConfig(ObjectiveConfig):
     prediction: float = 1.0
     """Weight of the Huber loss between the predicted and the teacher's embedding."""
     cycle: float = 0.25
-    """Weight of the Huber loss between the student's embedding and the one predicted back by the inverse movement."""
+    """Weight of the Huber loss between the student's embedding and the prediction mapped back by the inverse
+    saccade."""
     invariance: float = 0.0
-    """Weight of the squared distance between the student's and the teacher's embedding, regardless of the movement."""
+    """Weight of the squared distance between the student's and the teacher's embedding, regardless of the saccade."""
     variance: float = 25.0
     """Weight of the variance term on the student's embeddings."""
     covariance: float = 1.0
     """Weight of the covariance term on the student's embeddings."""
     inverse: float = 0.0
-    """Weight of the loss of a head that predicts the movement from both embeddings."""
+    """Weight of the loss of a head that predicts the saccade from both embeddings."""
     hinge: float = 1.0
-    """Standard deviation of each dimension up to which the variance term is positive."""
+    """Target standard deviation of the variance hinge (γ in VICReg)."""
     ema_half_life: float = 69.0
     """Half-life of the teacher's moving average at the first step, in steps."""
     ema_half_life_end: float = 693.0
@@ -50,13 +51,13 @@ class SaccadeConfig(ObjectiveConfig):
     def __post_init__(self) -> None:
         if self.predictor != "mlp":
             parse_width(self.predictor, "objective.predictor", "mlp, ")
-        require(self.hidden >= 1, f"objective.hidden is {self.hidden}; it takes a whole number, 1 or more")
+        require(self.hidden >= 1, f"objective.hidden must be an integer of at least 1, got {self.hidden}")
         check_weights(self, LOSSES)
         require(
             any(getattr(self, name) for name in LOSSES),
-            f"the weights of all losses ({', '.join(LOSSES)}) are 0, so there is nothing to learn; set one of them",
+            f"the weights of all losses ({', '.join(LOSSES)}) are 0; set at least one of them to a positive value",
         )
-        require(0 < self.hinge < math.inf, f"objective.hinge is {self.hinge}; it takes a standard deviation above 0")
+        require(0 < self.hinge < math.inf, f"objective.hinge must be positive, got {self.hinge}")
         check_half_lives(self)
 
     def check_experiment(self, config: Config) -> None:

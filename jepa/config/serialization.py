@@ -17,7 +17,7 @@ __all__ = ["flat", "from_dict", "read_config", "read_json", "to_dict"]
 
 TABLES: dict[type, PartTable] = {BackboneConfig: BACKBONES, ObjectiveConfig: OBJECTIVES}
 OLD_NAMES = {("objective", "fixations", "field"): "view_fraction"}
-"""Settings that run folders of version 0.1.0 have under another name."""
+"""Settings that have a different name in run folders of version 0.1.0."""
 
 
 def to_dict(config: Any) -> Any:
@@ -29,7 +29,7 @@ def to_dict(config: Any) -> Any:
 
 
 def flat(values: Any, prefix: str = "") -> dict[str, Any]:
-    """Flatten a config or its JSON values: `{"data.source": "sample", …}`, with the names of the flags."""
+    """Flatten a config or its JSON values to a dict keyed by flag name: `{"data.source": "sample", …}`."""
     result: dict[str, Any] = {}
     for name, value in (values if isinstance(values, dict) else to_dict(values)).items():
         result |= flat(value, f"{prefix}{name}.") if isinstance(value, dict) else {prefix + name: value}
@@ -39,9 +39,9 @@ def flat(values: Any, prefix: str = "") -> dict[str, Any]:
 def from_dict(cls: type, values: Any, where: str = "config") -> Any:
     """Build a config from JSON values. Missing settings take their defaults.
 
-    Raises `InputError` that names the first setting that is unknown or has the wrong type.
+    Raises an `InputError` naming the first setting that is unknown or has the wrong type.
     """
-    require(isinstance(values, dict), f"{where} is {values!r}; it takes an object of settings")
+    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {values!r}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     for name in values:
@@ -51,7 +51,7 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
 
 def _part(table: PartTable, values: Any, where: str) -> Any:
     """Build the config of an objective or a backbone, whose class follows from its `kind`."""
-    require(isinstance(values, dict), f"{where} is {values!r}; it takes an object of settings")
+    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {values!r}")
     kind = values.get("kind", next(iter(table.kinds())))
     chosen = table.config_class(kind, f"{where}.kind")
     return from_dict(chosen, {name: value for name, value in values.items() if name != "kind"}, where)
@@ -82,12 +82,12 @@ def _value(hint: Any, value: Any, where: str) -> Any:
         return None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    accepted = ", ".join(map(str, arguments)) if origin is Literal else str(getattr(hint, "__name__", hint))
-    raise InputError(f"{where} is {value!r}; it takes {accepted}")
+    accepted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else str(getattr(hint, "__name__", hint))
+    raise InputError(f"{where} must be {accepted}, got {value!r}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
-    """Read the JSON values of a config file, with settings of version 0.1.0 under their present names.
+    """Read the JSON values of a config file, with settings of version 0.1.0 under their current names.
 
     Raises `InputError` if the file cannot be read.
     """
@@ -97,7 +97,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
         raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise InputError(f"the config {path} is not JSON: {error}") from error
-    require(isinstance(values, dict), f"the config {path} holds {values!r:.40}; it takes an object of settings")
+    require(isinstance(values, dict), f"the config {path} must contain a JSON object of settings, got {values!r:.40}")
     for (*parents, old), new in OLD_NAMES.items():
         part: Any = values
         for name in parents:
@@ -110,7 +110,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
 def read_config(path: str | Path) -> Config:
     """Read a config from a JSON file.
 
-    Raises `InputError` if the file is not a config, or if the experiment needs code of the user that is not loaded.
+    Raises `InputError` if the file is not a config, or if the experiment needs user code that is not loaded.
     """
     values = read_json(path)
     check_code_loaded(values.get("code"), Path(path))

@@ -1,4 +1,4 @@
-"""Configs of data sources: what `--data` accepts."""
+"""Configs of data sources: the values that `--data` accepts."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "svhn": ("SVHN", {"train": {"split": "train"}, "test": {"split": "test"}}),
     "svhn-extra": ("SVHN", {"train": {"split": "extra"}, "test": {"split": "test"}}),
 }
-"""Datasets of torchvision by name: the class, and its arguments for each split."""
+"""torchvision datasets by name: the class, and its arguments for each split."""
 
 
 @dataclass(frozen=True)
 class SampleSource(SourceConfig):
-    """10,000 training and 2,000 test images of Fashion-MNIST, which are part of the package."""
+    """10,000 training and 2,000 test images of Fashion-MNIST, which come with the package."""
 
     kind: ClassVar[str] = "sample"
     usage: ClassVar[str] = "'sample'"
@@ -122,7 +122,7 @@ class ParquetSource(SourceConfig):
 
 @dataclass(frozen=True)
 class TorchvisionSource(SourceConfig):
-    """A dataset of torchvision, looked for in and downloaded to the folder `data`."""
+    """A torchvision dataset, read from the folder `data` or downloaded to it."""
 
     kind: ClassVar[str] = "torchvision"
     usage: ClassVar[str] = "the name of a torchvision dataset (cifar10, imagenette, flowers102, …)"

@@ -23,4 +23,4 @@ class SupervisedConfig(ObjectiveConfig):
     crop: CropConfig = field(default_factory=CropConfig)
 
     def __post_init__(self) -> None:
-        require(self.classes >= 2, f"objective.classes is {self.classes}; it takes a whole number, 2 or more")
+        require(self.classes >= 2, f"objective.classes must be an integer of at least 2, got {self.classes}")

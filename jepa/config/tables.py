@@ -1,4 +1,4 @@
-"""The parts of the package. A new part is one line here: its config class, and where it is implemented."""
+"""Registers the built-in components: config class and implementation. Add a line to register a new one."""
 
 from __future__ import annotations
 
@@ -41,9 +41,9 @@ SOURCES[TorchvisionSource] = "jepa.data.sources.torchvision:Torchvision"
 
 
 def parse_source(text: str) -> SourceConfig:
-    """Return the config of the source that `text`, the value of `--data`, names: the first of the table to accept it.
+    """Parse the value of `--data` with the first registered source that accepts it.
 
-    Raises `InputError` if no kind of source accepts it.
+    Raises `InputError` if none does.
     """
     for config_class in SOURCES:
         source: SourceConfig | None = config_class.parse(text)  # type: ignore[attr-defined]
@@ -51,5 +51,5 @@ def parse_source(text: str) -> SourceConfig:
             return source
     accepted = f"--data takes {', '.join(config.usage for config in SOURCES)}"  # type: ignore[attr-defined]
     if Path(text).expanduser().is_file():
-        raise InputError(f"{text} is one file, but not a table; {accepted}")
-    raise InputError(f"there is nothing at {text}{suggest(text, ['sample', *TORCHVISION])}; {accepted}")
+        raise InputError(f"{text} is a file but not a supported table; {accepted}")
+    raise InputError(f"{text} does not exist{suggest(text, ['sample', *TORCHVISION])}; {accepted}")

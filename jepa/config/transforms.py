@@ -13,28 +13,31 @@ __all__ = ["CropConfig", "FixationConfig", "MaskConfig"]
 
 @dataclass(frozen=True)
 class CropConfig:
-    """The part of an image that the objective sees."""
+    """How a view is cropped from an image."""
 
     kind: Literal["full", "centre", "random"] = "random"
     """The full image, its central square, or a random resized crop."""
     scale: tuple[float, float] = (0.3, 1.0)
-    """Smallest and largest share of the image area that a random crop covers."""
+    """Smallest and largest fraction of the image area in a random crop."""
     aspect: tuple[float, float] = (0.75, 4 / 3)
     """Smallest and largest aspect ratio of a random crop, width over height."""
     flip: bool = False
     """Flip half of the images horizontally."""
     min_content: float = 0.0
-    """Draw a random crop again, up to 8 times, until this share of it is not a flat color."""
+    """Resample a random crop, up to 8 times, until at least this fraction of it has content (is not a flat color)."""
 
     def __post_init__(self) -> None:
         low, high = self.scale
-        require(0 < low <= high <= 1, f"crop.scale is {self.scale}; it takes two shares, 0 < low <= high <= 1")
-        require(0 < self.aspect[0] <= self.aspect[1], f"crop.aspect is {self.aspect}; it takes two ratios, low <= high")
-        require(0 <= self.min_content <= 1, f"crop.min_content is {self.min_content}; it takes a share between 0 and 1")
+        require(0 < low <= high <= 1, f"crop.scale must be two fractions with 0 < low <= high <= 1, got {self.scale}")
+        require(
+            0 < self.aspect[0] <= self.aspect[1],
+            f"crop.aspect must be two positive ratios with low <= high, got {self.aspect}",
+        )
+        require(0 <= self.min_content <= 1, f"crop.min_content must be between 0 and 1, got {self.min_content}")
         require(
             self.min_content == 0 or self.kind == "random",
-            f"crop.min_content is {self.min_content}, but crop.kind is '{self.kind}'; min_content requires crops of "
-            "kind 'random'",
+            f"crop.min_content is {self.min_content}, but crop.kind is '{self.kind}'; min_content requires "
+            "crop.kind 'random'",
         )
 
 
@@ -47,29 +50,32 @@ class MaskConfig:
     targets: int = 4
     """Number of target blocks of each image (multiblock)."""
     target_scale: tuple[float, float] = (0.15, 0.2)
-    """Smallest and largest share of the tokens in one target."""
+    """Smallest and largest fraction of the tokens in one target."""
     target_aspect: tuple[float, float] = (0.75, 1.5)
     """Smallest and largest aspect ratio of a target block, height over width."""
     context_scale: tuple[float, float] = (0.85, 1.0)
-    """Smallest and largest share of the tokens in the context block, before the targets are removed (multiblock)."""
+    """Smallest and largest fraction of the tokens in the context block, before the targets are removed (multiblock)."""
     context_limit: float = 1.0
-    """Keep at most this share of all tokens as context, chosen at random; smaller values are faster."""
+    """Keep at most this fraction of all tokens as context, chosen at random; smaller values are faster."""
     min_context: int = 4
-    """Smallest number of context tokens; targets that would leave fewer are dropped."""
+    """Minimum number of context tokens; targets that would leave fewer are dropped."""
     shared: bool = False
     """Use one mask for the whole batch instead of one for each image."""
 
     def __post_init__(self) -> None:
         for name in ("target_scale", "context_scale"):
             low, high = getattr(self, name)
-            require(0 < low <= high <= 1, f"masks.{name} is ({low}, {high}); it takes shares with 0 < low <= high <= 1")
+            require(
+                0 < low <= high <= 1,
+                f"masks.{name} must be two fractions with 0 < low <= high <= 1, got ({low}, {high})",
+            )
         low, high = self.target_aspect
-        require(0 < low <= high, f"masks.target_aspect is ({low}, {high}); it takes two ratios with 0 < low <= high")
-        require(self.targets >= 1, f"masks.targets is {self.targets}; it takes a whole number, 1 or more")
-        require(self.min_context >= 1, f"masks.min_context is {self.min_context}; it takes a whole number, 1 or more")
+        require(0 < low <= high, f"masks.target_aspect must be two ratios with 0 < low <= high, got ({low}, {high})")
+        require(self.targets >= 1, f"masks.targets must be an integer of at least 1, got {self.targets}")
+        require(self.min_context >= 1, f"masks.min_context must be an integer of at least 1, got {self.min_context}")
         require(
             0 < self.context_limit <= 1,
-            f"masks.context_limit is {self.context_limit}; it takes a share above 0 and up to 1",
+            f"masks.context_limit must be above 0 and at most 1, got {self.context_limit}",
         )
 
 
@@ -78,27 +84,27 @@ class FixationConfig:
     """Two fixations of one image, a small eye movement (saccade) apart."""
 
     view_fraction: float = 0.64
-    """Share of the image's side that a view covers (128 of 200 pixels) when it is upright and not zoomed in."""
+    """Fraction of the image side that a view covers (128 of 200 pixels) when it is upright and not zoomed in."""
     shift: float = 0.28
-    """Largest shift between the two fixations in each direction, in sides of a view. The shift is smaller where the
-    image leaves no room for it, for example when the views are rotated."""
+    """Largest shift between the two fixations in each direction, in units of the view side. It is smaller if the image
+    leaves no room for it, for example when the views are rotated."""
     rotation: float = 2.0
     """Largest rotation between the two fixations, in degrees."""
     zoom: float = 1.0
-    """Largest factor by which a fixation is zoomed in. Rotated views are zoomed in at least until they fit."""
+    """Largest zoom-in factor of a fixation. Rotated views are zoomed in at least until they fit."""
 
     def __post_init__(self) -> None:
         name = "objective.fixations"
         require(
             0 < self.view_fraction <= 1,
-            f"{name}.view_fraction is {self.view_fraction}; it takes a share above 0 and up to 1",
+            f"{name}.view_fraction must be above 0 and at most 1, got {self.view_fraction}",
         )
-        require(0 <= self.shift < math.inf, f"{name}.shift is {self.shift}; it takes a number of sides, 0 or more")
-        require(0 <= self.rotation <= 90, f"{name}.rotation is {self.rotation}; it takes degrees between 0 and 90")
-        require(1 <= self.zoom < math.inf, f"{name}.zoom is {self.zoom}; it takes a factor, 1 or more")
+        require(0 <= self.shift < math.inf, f"{name}.shift must be at least 0, got {self.shift}")
+        require(0 <= self.rotation <= 90, f"{name}.rotation must be between 0 and 90 degrees, got {self.rotation}")
+        require(1 <= self.zoom < math.inf, f"{name}.zoom must be at least 1, got {self.zoom}")
         require(
             self.shift > 0 or self.rotation > 0 or self.zoom > 1,
-            f"{name}.shift and .rotation are 0 and .zoom is 1, so there is no movement to learn from; set one of them",
+            f"{name}.shift and .rotation are 0 and .zoom is 1; set at least one of them to allow a movement",
         )
 
     def view_side(self, canvas: tuple[int, int], size: tuple[int, int]) -> float:
@@ -108,7 +114,7 @@ class FixationConfig:
     def check_canvas(self, canvas: tuple[int, int], size: tuple[int, int]) -> None:
         """Raise `InputError` if views of `size` could reach beyond an image of `canvas` pixels, (height, width) each.
 
-        Images with another aspect ratio than `canvas` leave more room, not less.
+        Images with a different aspect ratio leave more room, not less.
         """
         require(
             canvas[0] >= size[0] and canvas[1] >= size[1],

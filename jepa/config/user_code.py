@@ -1,7 +1,7 @@
-"""Experiments outside of this package: a Python file of the user that defines configs, modules and recipes.
+"""User-defined experiments: a Python file that defines configs, modules and recipes.
 
-The file adds its parts to the tables `OBJECTIVES`, `BACKBONES`, `SOURCES` and `RECIPES`. It is run when its path is
-given on the command line or to `jepa.load`; the copy of it that a run folder keeps is never run by itself.
+The file adds its components to the tables `OBJECTIVES`, `BACKBONES`, `SOURCES` and `RECIPES`. It is executed when its
+path is given on the command line or to `jepa.load`. The copy in a run folder is never executed automatically.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ __all__ = ["LoadedCode", "changes_allowed", "check_code_loaded", "load_code", "l
 
 
 class LoadedCode(NamedTuple):
-    """A file that was run."""
+    """An executed user file."""
 
     path: Path  # as it was given
     content: bytes
@@ -33,10 +33,10 @@ _accepted: set[str] = set()  # names of files that may differ from those that ru
 
 
 def load_code(path: str | Path, allow_changes: bool = False) -> CodeConfig:
-    """Run a Python file once, so that its parts are in the tables, and return its name and hash.
+    """Execute a Python file once, so that its components are in the tables, and return its name and hash.
 
-    With `allow_changes`, runs that were trained with another version of a file of this name are opened with this one.
-    Raises `InputError` if the file cannot be read or does not run.
+    With `allow_changes`, runs that were trained with a different version of this file are opened with it.
+    Raises `InputError` if the file cannot be read or fails.
     """
     path = Path(path).expanduser()
     try:
@@ -55,50 +55,50 @@ def load_code(path: str | Path, allow_changes: bool = False) -> CodeConfig:
 
 
 def _run(path: Path, content: bytes, name: str) -> None:
-    """Run the content of a file as a module of this name, by which its classes are found."""
+    """Execute the content of a file as module `name`, so that its classes can be found."""
     module = types.ModuleType(name)
     module.__file__ = str(path)
     sys.modules[name] = module
     try:
         exec(compile(content, str(path), "exec"), module.__dict__)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         if isinstance(error, InputError):
             raise
         lines = [frame.lineno for frame in traceback.extract_tb(error.__traceback__) if frame.filename == str(path)]
-        at = f", line {lines[-1]}," if lines else ""
-        raise InputError(f"the code {path}{at} does not run: {type(error).__name__}: {error}") from error
+        at = f" at line {lines[-1]}" if lines else ""
+        raise InputError(f"{path} failed{at}: {type(error).__name__}: {' '.join(str(error).split())}") from error
 
 
 def loaded_code(code: CodeConfig) -> LoadedCode:
-    """Return what is known about a loaded file."""
+    """Return the path, content and recipes of a loaded file."""
     return _loaded[code.sha256]
 
 
 def changes_allowed(code: CodeConfig) -> bool:
-    """Return whether runs that were trained with another version of this file may be opened with it."""
+    """Return whether runs that were trained with a different version of this file may be opened with it."""
     return code.file in _accepted
 
 
 def check_code_loaded(values: Any, config_path: Path) -> None:
     """Check that the code that an experiment was trained with is loaded; `values` is `code` in its config.json.
 
-    Raises `InputError` if it is not, or if a file of the same name but with another content is.
+    Raises `InputError` if it is not, or if a file of the same name with different content is.
     """
     if values is None:
         return
     file, sha256 = (values.get("file"), values.get("sha256")) if isinstance(values, dict) else (None, None)
     if not isinstance(file, str) or not isinstance(sha256, str):
-        raise InputError(f"{config_path} has code {values!r}; it takes an object with file and sha256")
+        raise InputError(f"code in {config_path} must be an object with file and sha256, got {values!r}")
     if sha256 in _loaded or file in _accepted:
         return
     copy = config_path.parent / "code" / file
     if any(loaded.path.name == file for loaded in _loaded.values()):
         raise InputError(
-            f"{config_path.parent} was trained with another version of {file} (a copy is {copy}); give that version "
+            f"{config_path.parent} was trained with a different version of {file} (copy: {copy}); pass that version "
             "with --code, or add --allow-changed-code"
         )
     raise InputError(
-        f"{config_path.parent} was trained with the code of {file}, which is only run if you name it; give it with "
-        f"--code FILE (the run keeps a copy, {copy})"
+        f"{config_path.parent} was trained with the code of {file}, which is never executed automatically; "
+        f"pass it with --code FILE (copy: {copy})"
     )

@@ -17,7 +17,7 @@ LOSSES = ("invariance", "variance", "covariance")
 
 @dataclass(frozen=True)
 class VICRegConfig(ObjectiveConfig):
-    """VICReg (Bardes et al. 2022) on two fixations, without a predictor, a teacher or the movement."""
+    """VICReg (Bardes et al. 2022) on two fixations, without a predictor, a teacher or the saccade."""
 
     kind: ClassVar[str] = "vicreg"
 
@@ -26,17 +26,17 @@ class VICRegConfig(ObjectiveConfig):
     invariance: float = 25.0
     """Weight of the squared distance between the two embeddings."""
     variance: float = 25.0
-    """Weight of the variance term, the mean of both embeddings."""
+    """Weight of the variance term, averaged over the two embeddings."""
     covariance: float = 1.0
-    """Weight of the covariance term, the sum of both embeddings."""
+    """Weight of the covariance term, summed over the two embeddings."""
     fixations: FixationConfig = field(default_factory=FixationConfig)
 
     def __post_init__(self) -> None:
-        require(self.expander >= 1, f"objective.expander is {self.expander}; it takes a whole number, 1 or more")
+        require(self.expander >= 1, f"objective.expander must be an integer of at least 1, got {self.expander}")
         check_weights(self, LOSSES)
         require(
             any(getattr(self, name) for name in LOSSES),
-            f"the weights of all losses ({', '.join(LOSSES)}) are 0, so there is nothing to learn; set one of them",
+            f"the weights of all losses ({', '.join(LOSSES)}) are 0; set at least one of them to a positive value",
         )
 
     def check_experiment(self, config: Config) -> None:

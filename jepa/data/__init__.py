@@ -1,4 +1,4 @@
-"""Data sources, decoding, and batches whose order is a pure function of the step."""
+"""Data sources, image decoding, and batches in an order that is a pure function of the step."""
 
 from jepa.data.dataset import DecodedBatch, ImageDataset, cores, open_dataset, progress
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced

@@ -1,4 +1,4 @@
-"""Contact sheet: many images of a split on one page."""
+"""Contact sheet: sample images of a split on one page."""
 
 from __future__ import annotations
 
@@ -10,25 +10,25 @@ from jepa.data.index import SplitIndex, evenly_spaced
 
 __all__ = ["contact_sheet"]
 
-COLUMNS = 8  # the sheet has at most as many rows
-CELL, GAP, CAPTION = 144, 8, 16  # in pixels: side of an image, space between images, height of a class name
+COLUMNS = 8  # number of columns, and maximum number of rows
+CELL, GAP, CAPTION = 144, 8, 16  # pixels: side of an image, gap between images, height of a caption
 BORDER_COLOR = "#cccccc"
 
 
 def contact_sheet(index: SplitIndex, sizes: dict[int, tuple[int, int]]) -> Image.Image:
-    """Draw up to 64 of some images, evenly spaced and without cropping, above their class if it is known.
+    """Draw up to 64 evenly spaced images, uncropped, with class names below if they are known.
 
-    `sizes` has the width and height of the images to choose from, by index.
+    `sizes` maps the indices of the candidate images to their width and height.
     """
     images = list(sizes.items())
-    chosen = [images[i] for i in evenly_spaced(len(images), COLUMNS**2).tolist()]
+    shown = [images[i] for i in evenly_spaced(len(images), COLUMNS**2).tolist()]
     caption = CAPTION if index.labels is not None else 0
-    rows = -(-len(chosen) // COLUMNS)
+    rows = -(-len(shown) // COLUMNS)
     sheet = Image.new("RGB", (COLUMNS * (CELL + GAP) + GAP, rows * (CELL + caption + GAP) + GAP), "white")
     draw = ImageDraw.Draw(sheet)
-    for number, (image, size) in enumerate(chosen):
-        left = GAP + number % COLUMNS * (CELL + GAP)
-        top = GAP + number // COLUMNS * (CELL + caption + GAP)
+    for i, (image, size) in enumerate(shown):
+        left = GAP + i % COLUMNS * (CELL + GAP)
+        top = GAP + i // COLUMNS * (CELL + caption + GAP)
         width, height = (max(1, round(length * CELL / max(size))) for length in size)
         pixels: np.ndarray = decode(index.files.read(image), 3, (height, width))
         picture = ImageOps.expand(Image.fromarray(pixels.transpose(1, 2, 0)), 1, BORDER_COLOR)
@@ -40,7 +40,7 @@ def contact_sheet(index: SplitIndex, sizes: dict[int, tuple[int, int]]) -> Image
 
 
 def _shorten(draw: ImageDraw.ImageDraw, text: str) -> str:
-    """Shorten a text to the width of an image."""
+    """Truncate a text to the width of an image."""
     text = " ".join(text.split())
     while draw.textlength(text) > CELL:
         text = text[:-2].rstrip("…") + "…"

@@ -1,4 +1,4 @@
-"""A split of a source as uint8 images of one size, decoded on demand and cached in a file."""
+"""A dataset split as uint8 images of a single size, decoded on demand and cached on disk."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ from jepa.data.sources.base import open_source, require_training_split
 
 __all__ = ["DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
 
-DECODER_VERSION = 1  # increase it when `decode` returns other pixels than before, so that caches are written again
-EAGER_DECODE_BYTES = 300e6  # encoded sets up to this size are decoded before training starts, which takes seconds
-SHAPE_IMAGES = 32  # images that are decoded to find the common shape
-MAX_THREADS = 16  # threads that decode
+DECODER_VERSION = 1  # bump when the pixels returned by `decode` change, to invalidate caches
+EAGER_DECODE_BYTES = 300e6  # encoded splits up to this size are decoded before training, which takes seconds
+SHAPE_IMAGES = 32  # number of images decoded to find the common shape
+MAX_THREADS = 16  # maximum number of decoding threads
 
 
 def progress(chunks: Sequence[Tensor], description: str) -> Iterator[Tensor]:
-    """Yield chunks of indices, with a progress bar over the images if it takes more than two seconds."""
+    """Yield chunks of indices, and show a progress bar if this takes more than two seconds."""
     total = sum(len(chunk) for chunk in chunks)
     with tqdm(desc=description, total=total, unit=" images", delay=2, leave=False) as bar:
         for chunk in chunks:
@@ -39,37 +39,37 @@ def progress(chunks: Sequence[Tensor], description: str) -> Iterator[Tensor]:
 
 
 def cores() -> int:
-    """Return the number of cores that this process may use."""
+    """Return the number of CPU cores available to this process."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @dataclass(frozen=True)
 class DecodedBatch:
-    """The decoded images at some indices of a dataset."""
+    """Decoded images for a batch of dataset indices."""
 
-    pixels: Tensor  # (B, C, H, W) uint8; black if a file is unreadable
+    pixels: Tensor  # (B, C, H, W) uint8; unreadable images are black
     indices: Tensor  # (B,)
-    unreadable: dict[int, str]  # reason by index
+    unreadable: dict[int, str]  # maps indices of unreadable images to reasons
 
     @property
     def readable(self) -> Tensor:
-        """Whether each image could be read, (B,) bool."""
+        """Mask of the readable images, (B,) bool."""
         return torch.tensor([index not in self.unreadable for index in self.indices.tolist()], dtype=torch.bool)
 
 
 @dataclass
 class ImageDataset:
-    """Images of one size, with labels if the source has them."""
+    """Images of a single size, with labels if the source has them."""
 
     name: str
     files: EncodedImages
     labels: Tensor | None  # (N,) long
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # C, H, W of every image
-    canvas: tuple[int, int] | None = None  # height and width to crop to; None if all images have one size
+    canvas: tuple[int, int] | None = None  # height and width to crop to; None if all images have the same size
     cache: PixelCache | None = None
     signature: str = ""  # changes when files are added, removed or modified
-    unreadable: dict[int, str] = field(default_factory=dict)  # reason by index, of the images read so far
+    unreadable: dict[int, str] = field(default_factory=dict)  # maps indices to reasons, for the images read so far
 
     def __len__(self) -> int:
         return len(self.files)
@@ -81,38 +81,41 @@ class ImageDataset:
 
     @cached_property
     def _pool(self) -> ThreadPoolExecutor:
-        """The threads that decode. Pillow releases the interpreter lock while it decodes."""
+        """Pool of decoding threads. Pillow releases the GIL while it decodes."""
         return ThreadPoolExecutor(min(MAX_THREADS, cores()), thread_name_prefix="decode")
 
     def read(self, indices: Tensor, threads: bool = True) -> DecodedBatch:
-        """Decode the images at `indices` (B,), with several threads unless `threads` is False."""
-        numbers = indices.tolist()
+        """Decode the images at `indices` (B,), on multiple threads unless `threads` is False."""
+        image_ids = indices.tolist()
         cache = self.cache
-        if cache is not None and cache.verified[numbers].all():
+        if cache is not None and cache.verified[image_ids].all():
             return DecodedBatch(cache.tensor[indices], indices, {})
-        pixels = np.zeros((len(numbers), *self.shape), np.uint8)
+        pixels = np.zeros((len(image_ids), *self.shape), np.uint8)
         unreadable: dict[int, str] = {}
 
         def read_one(position: int) -> None:
             try:
-                pixels[position] = self._read_image(numbers[position])
+                pixels[position] = self._read_image(image_ids[position])
             except Unreadable as reason:
-                unreadable[numbers[position]] = str(reason)
+                unreadable[image_ids[position]] = str(reason)
 
-        positions = range(len(numbers))
+        positions = range(len(image_ids))
         list(self._pool.map(read_one, positions, chunksize=4) if threads else map(read_one, positions))
         self.unreadable |= unreadable
         return DecodedBatch(torch.from_numpy(pixels), indices, unreadable)
 
     def _read_image(self, index: int) -> np.ndarray:
-        """Return one image (C, H, W), from the cache if it is there. Raises `Unreadable`."""
+        """Return one image (C, H, W), from the cache if possible.
+
+        Raises `Unreadable` if it cannot be decoded or its size differs from `shape`.
+        """
         if self.cache is not None and self.cache.has(index):
             return np.asarray(self.cache.pixels[index])
         pixels = decode(self.files.read(index), self.shape[0], self.canvas)
         if pixels.shape != self.shape:
             raise Unreadable(
-                f"its size is {pixels.shape[2]}x{pixels.shape[1]} pixels, that of other images is "
-                f"{self.shape[2]}x{self.shape[1]}; crop all images to one size with --data.canvas PIXELS"
+                f"it is {pixels.shape[2]}x{pixels.shape[1]} pixels, but other images are "
+                f"{self.shape[2]}x{self.shape[1]}; crop all images to the same size with --data.canvas PIXELS"
             )
         if self.cache is not None:
             self.cache.write(index, pixels)
@@ -120,11 +123,11 @@ class ImageDataset:
 
 
 def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = None) -> ImageDataset | None:
-    """Open a split, `train` or `test`, of the source that a config names.
+    """Open the `train` or `test` split of the config's source.
 
-    If the source has no `test` split with labels, its `validation` split is used instead; None is returned if it has
-    neither. Indexes and decoded images are kept in the folder `cache`. Raises `InputError` if the source is missing,
-    holds no images, or cannot be read.
+    If `test` is missing or has no labels, falls back to `validation`; returns None if neither exists. Indexes and
+    decoded images are stored in the folder `cache`. Raises `InputError` if the source is missing, contains no images,
+    or cannot be read.
     """
     source = open_source(config.source, cache)
     splits = source.splits()
@@ -132,13 +135,13 @@ def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = 
         require_training_split(config.source, splits)
     dataset = None
     for name in ("test", "validation") if split == "test" else (split,):
-        if name in splits and (dataset is None or dataset.labels is None):  # the labels of a test split may be hidden
+        if name in splits and (dataset is None or dataset.labels is None):  # test labels may be hidden
             dataset = _build_dataset(source.open(name), config, name, source.cache)
     return dataset
 
 
 def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Path) -> ImageDataset:
-    """Decide how the images of a split are decoded, and decode small sets at once."""
+    """Build the dataset of a split; decode small ones immediately."""
     name = f"{config.source} ({split})"
     canvas = None if config.canvas is None else config.canvas_size
     shape = (config.channels, *canvas) if canvas is not None else _common_shape(index.files, config.channels, name)
@@ -160,7 +163,7 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
 
 
 def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
-    """Open the cache of a dataset, and remove those of its split from before the files changed."""
+    """Open the cache of a dataset, and delete stale ones of the same split."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
     path = folder / f"{prefix}-{dataset.signature}-{DECODER_VERSION}.pixels"
@@ -173,12 +176,15 @@ def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
     except OSError as error:
         raise InputError(
             f"{dataset.nbytes / 1e9:.1f} GB of decoded images cannot be cached in {folder} ({error.strerror}); free "
-            "disk space, or give --data.cache-gb 0 to decode them in every epoch"
+            "disk space, or pass --data.cache-gb 0 to decode images in every epoch"
         ) from error
 
 
 def _common_shape(files: EncodedImages, channels: int, name: str) -> tuple[int, int, int]:
-    """Return the shape (C, H, W) that some of the images have. Raises `InputError` if they differ."""
+    """Return the common shape (C, H, W) of a sample of images.
+
+    Raises `InputError` if their sizes differ or none of them is readable.
+    """
     shapes: set[tuple[int, ...]] = set()
     reasons = []
     for index in evenly_spaced(len(files), SHAPE_IMAGES).tolist():
@@ -187,11 +193,11 @@ def _common_shape(files: EncodedImages, channels: int, name: str) -> tuple[int, 
         except Unreadable as reason:
             reasons.append(f"{files.name(index)}: {reason}")
     if not shapes:
-        raise InputError(f"no image of {name} can be read: {'; '.join(reasons[:3])}")
+        raise InputError(f"none of the sampled images of {name} can be read: {'; '.join(reasons[:3])}")
     if len(shapes) > 1:
         sizes = " and ".join(f"{shape[2]}x{shape[1]}" for shape in sorted(shapes)[:2])
         raise InputError(
-            f"the images of {name} differ in size, {sizes} for example; crop them to one size with --data.canvas "
+            f"the images of {name} differ in size, for example {sizes}; crop them to the same size with --data.canvas "
             "PIXELS (a square) or --data.canvas HEIGHT WIDTH"
         )
     channels, height, width = shapes.pop()

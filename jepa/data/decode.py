@@ -1,4 +1,4 @@
-"""Decode one image file of any kind to 8 bits per channel, no larger than needed."""
+"""Decode an image file of any supported format to 8 bits per channel, at the smallest sufficient scale."""
 
 from __future__ import annotations
 
@@ -12,30 +12,30 @@ from PIL import Image, ImageOps
 __all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode"]
 
 Image.init()
-warnings.filterwarnings("ignore", module="PIL")  # about damaged metadata and large images
+warnings.filterwarnings("ignore", module="PIL")  # warnings about damaged metadata and large images
 FORMATS = tuple(
     sorted(
         {"AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "QOI", "TGA", "TIFF", "WEBP"}
         & Image.OPEN.keys()
     )
 )
-"""Formats of Pillow that are read: raster formats only, because opening an EPS file starts another program."""
+"""Accepted Pillow formats: raster formats only, because opening an EPS file launches an external program."""
 EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
-"""File name extensions of these formats, in lower case and with the dot."""
-REDUCING_GAP = 2.0  # reduce by a whole number first if the image is more than twice as large as needed
-BIT_DEPTHS = (8, 10, 12, 14, 16)
+"""File extensions of these formats, in lowercase and with a leading dot."""
+REDUCING_GAP = 2.0  # images more than twice as large as needed are first reduced by an integer factor
+BIT_DEPTHS = (8, 10, 12, 14, 16)  # possible bit depths of integer grayscale images
 
 
-class Unreadable(Exception):  # noqa: N818  (a property of a file, which is counted and listed)
-    """Raised for a file that cannot be decoded. The message is the reason, on one line."""
+class Unreadable(Exception):  # noqa: N818  (describes a file, which is counted and listed)
+    """Raised if a file cannot be decoded. The message is a one-line reason."""
 
 
 def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) -> np.ndarray:
-    """Decode an image file to uint8 (C, H, W), cropped to the center and resized if `canvas` (height, width) is given.
+    """Decode an image file to uint8 (C, H, W), center-cropped and resized if `canvas` (height, width) is given.
 
-    Images are rotated by their EXIF orientation, transparent parts become white, and the first frame of an animation
-    is returned. `to_eight_bits` describes images of more than 8 bits. JPEGs are decoded at the smallest of the scales
-    1, 1/2, 1/4 and 1/8 that covers the canvas. Raises `Unreadable` if the file cannot be decoded.
+    Images are rotated by their EXIF orientation, transparent images are composited onto white, and only the first frame
+    of an animation is decoded. Images of more than 8 bits are converted by `to_eight_bits`. JPEGs are decoded at the
+    smallest scale of 1, 1/2, 1/4 and 1/8 that covers the canvas. Raises `Unreadable` if the file cannot be decoded.
     """
     if not file:
         raise Unreadable("the file is empty")
@@ -50,8 +50,8 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
             image = image.convert("L" if channels == 1 else "RGB")
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
-        raise Unreadable(f"it has more than {limit:.0f} megapixels, the limit of the decoder") from error
-    except Exception as error:  # damaged files raise almost any exception
+        raise Unreadable(f"it has more than {limit:.0f} megapixels, the decoder's limit") from error
+    except Exception as error:  # damaged files can raise almost any exception
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if "cannot identify" in reason:
             reason = "it is not an image that Pillow can read"
@@ -61,16 +61,16 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
 
 
 def min_draft_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
-    """Return the least width and height, of the aspect ratio of `size`, that cover the canvas (height, width).
+    """Return the smallest width and height with the aspect ratio of `size` that cover the canvas (height, width).
 
-    The EXIF orientation is not known yet, so they also cover a canvas that is rotated by 90 degrees.
+    The EXIF orientation is not known yet, so they also cover the canvas rotated by 90 degrees.
     """
     factor = max(canvas) / min(size) if canvas[0] != canvas[1] else canvas[0] / min(size)
     return math.ceil(size[0] * factor), math.ceil(size[1] * factor)
 
 
 def fit_canvas(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
-    """Crop the center to the aspect ratio of the canvas (height, width), and resize it with antialiasing."""
+    """Center-crop an image to the aspect ratio of the canvas (height, width), and resize it with antialiasing."""
     height, width = canvas
     if image.size == (width, height):
         return image
@@ -84,11 +84,11 @@ def fit_canvas(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
 
 
 def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert a gray image of 16- or 32-bit integers or floats to 8 bits; return other images unchanged.
+    """Convert a grayscale image of 16- or 32-bit integers or floats to 8 bits; return other images unchanged.
 
-    Integers are divided by the largest value of 8, 10, 12, 14 or 16 bits, whichever the image's largest value requires:
-    cameras and microscopes store 10, 12 or 14 bits in files of 16. Floats between 0 and 1 are multiplied by 255. All
-    other values are scaled linearly, so that the smallest becomes 0 and the largest 255.
+    Unsigned integers are scaled by the maximum of the smallest bit depth (8, 10, 12, 14 or 16) that can represent the
+    image, because cameras and microscopes store 10, 12 or 14 bits in 16-bit files. Floats between 0 and 1 are
+    multiplied by 255. Images with other values are scaled linearly from their minimum and maximum to 0 and 255.
     """
     if not image.mode.startswith(("I", "F")):
         return image
@@ -103,7 +103,7 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
 
 
 def remove_transparency(image: Image.Image) -> Image.Image:
-    """Draw an image with transparent parts on white; return other images unchanged."""
+    """Composite transparent images onto white; return other images unchanged."""
     if not image.has_transparency_data:
         return image
     image = image.convert("RGBA")

@@ -1,7 +1,7 @@
 """The index of a split: encoded images and labels in a memory-mapped Arrow file.
 
-The file holds the encoded images or their paths. It is opened without reading it: images are read on demand, and
-processes share the memory map.
+The file contains the encoded images or their paths. Opening it loads no images: they are read on demand, and processes
+share the memory map.
 """
 
 from __future__ import annotations
@@ -19,23 +19,24 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from jepa.config import InputError
 from jepa.data.decode import Unreadable
 from jepa.files import atomic_write
 
 __all__ = ["ENCODED", "PATHS", "EncodedImages", "SplitIndex", "evenly_spaced", "read_index", "write_index"]
 
-METADATA_KEY = b"facts"  # of the Arrow message that holds classes and signature; fixed by existing indexes
+METADATA_KEY = b"facts"  # key of the Arrow message with classes and signature; fixed by existing indexes
 PATHS = pa.schema([("image", pa.large_binary()), ("size", pa.int64()), ("label", pa.int32())])
-"""Columns of an index of paths: the path relative to a root, the size in bytes, and the class or -1."""
+"""Columns of an index of paths: path relative to a root, size in bytes, and class or -1."""
 ENCODED = pa.schema(
     [("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])), ("label", pa.int32())]
 )
-"""Columns of an index of encoded images: the content of the file with its original path, and the class or -1."""
+"""Columns of an index of encoded images: file content with the original path, and class or -1."""
 
 
 @dataclass
 class EncodedImages:
-    """The encoded images of one split. `column` holds paths relative to `root`, or structs (bytes, path)."""
+    """The encoded images of a split. `column` contains paths relative to `root`, or structs (bytes, path)."""
 
     column: pa.ChunkedArray
     root: Path
@@ -45,13 +46,16 @@ class EncodedImages:
         return len(self.column)
 
     def read(self, index: int) -> bytes:
-        """Read an encoded image. Raises `Unreadable` if the file is missing or access is denied."""
+        """Read an encoded image.
+
+        Raises `Unreadable` if the file is missing, access is denied, or the row contains no image.
+        """
         value = self.column[index].as_py()
         if isinstance(value, dict):
             if value["bytes"] is not None:
                 return bytes(value["bytes"])
             if value["path"] is None:
-                raise Unreadable("it holds no image")
+                raise Unreadable("the row contains no image")
         path = os.fsdecode(value) if isinstance(value, bytes) else value["path"]
         try:
             return (self.root / path).read_bytes()
@@ -59,7 +63,7 @@ class EncodedImages:
             raise Unreadable(error.strerror or str(error)) from error
 
     def name(self, index: int) -> str:
-        """Return a name for messages: the path, or the number of the row if the index holds the image itself."""
+        """Return a name for messages: the path, or the row number if the index contains the image itself."""
         value = self.column[index]
         if not pa.types.is_struct(value.type):
             return os.fsencode(value.as_py()).decode("utf-8", "backslashreplace")
@@ -68,18 +72,20 @@ class EncodedImages:
 
 @dataclass
 class SplitIndex:
-    """The encoded images of one split, with labels and class names if the source has them."""
+    """The encoded images of a split, with labels and class names if the source has them."""
 
     files: EncodedImages
     labels: Tensor | None  # (N,) long
     classes: tuple[str, ...]
-    metadata: dict[str, Any] = field(default_factory=dict)  # "signature" changes whenever the images do
+    metadata: dict[str, Any] = field(default_factory=dict)  # its "signature" changes whenever the images do
 
     @classmethod
     def from_files(
         cls, files: Sequence[bytes | Path], labels: Sequence[int] | None = None, classes: Sequence[str] = ()
     ) -> Self:
-        """Build an index in memory from encoded images or their paths; labels are numbered from 0."""
+        """Build an in-memory index from encoded images or their paths; labels start at 0."""
+        if labels is not None and len(labels) != len(files):
+            raise InputError(f"there must be one label per image, got {len(labels)} labels for {len(files)} images")
         content = [{"bytes": None, "path": str(file)} if isinstance(file, Path) else {"bytes": file} for file in files]
         column = pa.chunked_array([pa.array(content, ENCODED.field("image").type)])
         digest = hashlib.blake2b(repr(labels).encode(), digest_size=8)
@@ -101,9 +107,9 @@ class SplitIndex:
 
 
 def write_index(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, Any]) -> None:
-    """Write the index of a split atomically. `metadata` holds JSON values, "classes" and "signature" among them.
+    """Write the index of a split atomically. `metadata` contains JSON values, including "classes" and "signature".
 
-    It is written last, so a generator of `batches` may add to it.
+    The metadata is written last, so a generator of `batches` may add to it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with (
@@ -117,7 +123,7 @@ def write_index(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
 
 
 def read_index(path: Path, root: Path) -> SplitIndex | None:
-    """Open an index that `write_index` wrote; return None if it is missing or incomplete."""
+    """Open an index written by `write_index`. Returns None if it is missing or incomplete."""
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         _, message = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
@@ -132,6 +138,6 @@ def read_index(path: Path, root: Path) -> SplitIndex | None:
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:
-    """Return at most `limit` indices (M,) out of 0 … count - 1, evenly spaced and starting at 0."""
-    number = min(count, limit)
-    return torch.arange(number) * count // max(number, 1)
+    """Return at most `limit` evenly spaced indices (M,) out of 0 … count - 1, starting at 0."""
+    num_indices = min(count, limit)
+    return torch.arange(num_indices) * count // max(num_indices, 1)

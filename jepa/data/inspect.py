@@ -1,4 +1,4 @@
-"""Inspect the images of a source: sizes, colors, broken files and duplicates. `jepa data` prints the result."""
+"""Inspect the images of a source for `jepa data`: sizes, colors, broken files and duplicates."""
 
 from __future__ import annotations
 
@@ -25,34 +25,34 @@ from jepa.distributed import pick_device
 
 __all__ = ["ImageInfo", "InspectionResult", "inspect_images", "inspect_source", "summarize_source"]
 
-GRAY_TOLERANCE = 6  # levels by which the channels of a gray image may differ, as after JPEG compression
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations in which width and height are exchanged
-ASPECT_TOLERANCE = 0.02
-DECODED_SIZE = 112  # images are decoded to squares of this side, in pixels
-MAX_INSPECTED_IMAGES = 2000  # by `jepa data`, unless --all is given
-MAX_SUMMARY_IMAGES = 100  # inspected for automatic settings
-MIN_SHARE_ONE_ASPECT = 0.8
-CPU_MEMORY_GB = 16.0  # assumed for automatic settings
-MAX_LISTED = 5  # files, groups, classes or extensions in one list
+GRAY_TOLERANCE = 6  # maximum difference between channels of a grayscale image, e.g. after JPEG compression
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+ASPECT_TOLERANCE = 0.02  # relative difference within which aspect ratios count as equal
+DECODED_SIZE = 112  # side of the decoded squares in pixels
+MAX_INSPECTED_IMAGES = 2000  # maximum number of images inspected by `jepa data` without --all
+MAX_SUMMARY_IMAGES = 100  # maximum number of images inspected for automatic settings
+MIN_ONE_ASPECT_FRACTION = 0.8  # minimum fraction of images with the median aspect ratio to adopt it
+CPU_MEMORY_GB = 16.0  # memory assumed for automatic settings on the CPU
+MAX_LISTED = 5  # maximum number of files, groups, classes or extensions in a list
 SHEET_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """The properties of one file."""
+    """Properties of an image file."""
 
     index: int
-    size: tuple[int, int]  # width and height, after rotation by the EXIF orientation
-    mode: str  # of Pillow
+    size: tuple[int, int]  # width and height after EXIF rotation
+    mode: str  # Pillow mode
     format: str
-    digest: bytes  # of the content of the file
-    gray: bool = False  # whether the channels are equal, even if the file stores colors
-    reason: str = ""  # why it is unreadable; empty if it is readable
+    digest: bytes  # hash of the file content
+    gray: bool = False  # whether all channels are equal, even if the file stores colors
+    reason: str = ""  # reason why the file is unreadable; empty if it is readable
 
 
 @dataclass(frozen=True)
 class InspectionResult:
-    """The properties of the inspected images of a split."""
+    """Properties of the inspected images of a split."""
 
     files: EncodedImages
     images: list[ImageInfo]
@@ -75,25 +75,25 @@ class InspectionResult:
 
     @property
     def median_size(self) -> tuple[int, int]:
-        """Width and height of the image whose shorter side is the median."""
+        """Width and height of the image with the median shorter side."""
         ordered = sorted((image.size for image in self.readable), key=lambda size: (min(size), max(size)))
         return ordered[len(ordered) // 2]
 
     @property
-    def share_of_median_aspect(self) -> float:
-        """Share of the images that have the aspect ratio of the median image, to 2%."""
+    def median_aspect_fraction(self) -> float:
+        """Fraction of readable images with the aspect ratio of the median image, within 2%."""
         width, height = self.median_size
         ratios = np.array([image.size[0] / image.size[1] for image in self.readable])
         return float((np.abs(ratios / (width / height) - 1) < ASPECT_TOLERANCE).mean())
 
     @property
     def gray(self) -> bool:
-        """Whether all images are gray."""
+        """Whether all readable images are grayscale."""
         return all(image.gray for image in self.readable)
 
     @property
     def duplicates(self) -> list[list[str]]:
-        """Names of files with the same content, the largest groups first."""
+        """Groups of names of files with identical content, largest groups first."""
         groups: dict[bytes, list[int]] = {}
         for image in self.images:
             groups.setdefault(image.digest, []).append(image.index)
@@ -102,19 +102,19 @@ class InspectionResult:
 
     @property
     def images_per_second(self) -> float:
-        """Speed of reading and decoding on all cores."""
+        """Throughput of reading and decoding on all cores."""
         return len(self.images) / self.seconds
 
 
 def inspect_images(index: SplitIndex, limit: int | None) -> InspectionResult:
-    """Read and decode up to `limit` evenly spaced images of a split, or all if it is None."""
+    """Read and decode up to `limit` evenly spaced images of a split, or all images if `limit` is None."""
     count = len(index.files)
     indices = evenly_spaced(count, count if limit is None else limit)
     start = time.perf_counter()
     images: list[ImageInfo] = []
     with ThreadPoolExecutor(cores()) as pool:
         for chunk in progress(indices.split(64), "inspecting"):
-            images += pool.map(lambda number: _inspect_image(index.files, number), chunk.tolist())
+            images += pool.map(lambda i: _inspect_image(index.files, i), chunk.tolist())
     return InspectionResult(index.files, images, time.perf_counter() - start)
 
 
@@ -128,38 +128,38 @@ def _inspect_image(files: EncodedImages, index: int) -> ImageInfo:
         with Image.open(io.BytesIO(file), formats=FORMATS) as image:
             size, mode, file_format = image.size, image.mode, image.format or ""
             orientation = image.getexif().get(ExifTags.Base.Orientation)
-            if file_format != "TIFF" and orientation in QUARTER_TURNS:  # Pillow has applied it to the size of a TIFF
+            if file_format != "TIFF" and orientation in QUARTER_TURNS:  # Pillow already swaps the size of TIFFs
                 size = size[::-1]
     except Unreadable as reason:
-        digest = digest or str(index).encode()  # a file that cannot be read is no duplicate of another
+        digest = digest or str(index).encode()  # an unreadable file is not a duplicate of any other
         return ImageInfo(index, size, mode, file_format, digest, reason=str(reason))
     return ImageInfo(index, size, mode, file_format, digest, gray=gray)
 
 
 def summarize_source(source: str, device: str, runs: Path | None = None) -> tuple[DataSummary, str]:
-    """Inspect some training images; return the properties of images and device for `auto_config`, and a line of text.
+    """Inspect a sample of training images; return the data summary for `auto_config` and a one-line description.
 
-    The index is cached in the folder `runs`, where training opens it again. Raises `InputError` if the source has no
+    The index is cached in the folder `runs`, where training reuses it. Raises `InputError` if the source has no
     training split or no readable images.
     """
-    chosen = pick_device(device)
+    torch_device = pick_device(device)
     opened = open_source(source, None if runs is None else runs / CACHE.name)
     require_training_split(source, opened.splits())
     index = opened.open("train")
     result = inspect_images(index, MAX_SUMMARY_IMAGES)
     if not result.readable:
         reasons = "; ".join(result.broken[:3])
-        raise InputError(f"none of {len(result.images)} images of {source} can be read: {reasons}")
+        raise InputError(f"none of the {len(result.images)} inspected images of {source} can be read: {reasons}")
     width, height = result.median_size
-    on_gpu = chosen.type == "cuda"
-    memory_gb = torch.cuda.get_device_properties(chosen).total_memory / 1e9 if on_gpu else CPU_MEMORY_GB
+    on_gpu = torch_device.type == "cuda"
+    memory_gb = torch.cuda.get_device_properties(torch_device).total_memory / 1e9 if on_gpu else CPU_MEMORY_GB
     summary = DataSummary(
         count=len(index.files),
         height=height,
         width=width,
-        one_aspect=result.share_of_median_aspect > MIN_SHARE_ONE_ASPECT,
+        one_aspect=result.median_aspect_fraction > MIN_ONE_ASPECT_FRACTION,
         gray=result.gray,
-        device=chosen.type,
+        device=torch_device.type,
         memory_gb=memory_gb,
     )
     labels = f"{len(index.classes)} classes" if index.labels is not None else "no labels"
@@ -168,14 +168,14 @@ def summarize_source(source: str, device: str, runs: Path | None = None) -> tupl
 
 
 def inspect_source(source: str, sheet: Path, inspect_all: bool = False) -> str:
-    """Describe every split of a source, inspect one of them, and write its contact sheet to the file `sheet`.
+    """Describe every split of a source, inspect one of them, and save its contact sheet to the file `sheet`.
 
-    The training split is inspected, or the first by name if there is none. Raises `InputError` if the source cannot be
-    read or if the name of the sheet has an unknown extension.
+    The training split is inspected, or the alphabetically first split if there is none. Raises `InputError` if the
+    source cannot be read or the extension of `sheet` is not supported.
     """
     require(
         sheet.suffix.lower() in SHEET_EXTENSIONS,
-        f"--sheet is {sheet}; it takes a file name that ends in {', '.join(SHEET_EXTENSIONS)}",
+        f"--sheet must be a file name ending in {', '.join(SHEET_EXTENSIONS)}, got {sheet}",
     )
     opened = open_source(source)
     indexes = {split: opened.open(split) for split in opened.splits()}
@@ -196,7 +196,7 @@ def _line(title: str, text: str) -> str:
 
 
 def _split_text(index: SplitIndex) -> str:
-    """Return number and size of the images of a split, and its most frequent classes."""
+    """Describe a split: number of images, size on disk, largest classes."""
     count = f"{len(index.files):,} images, {_bytes_text(index.files.nbytes)}"
     if index.labels is None:
         reason = index.metadata.get("why_no_labels")
@@ -217,21 +217,21 @@ def _bytes_text(count: int) -> str:
 def _inspection_lines(split: str, index: SplitIndex, result: InspectionResult) -> list[str]:
     """Describe the inspected images of a split."""
     count, inspected = len(index.files), len(result.images)
-    some = f"{inspected:,} of {count:,} images inspected, evenly spaced (--all inspects all of them)"
-    lines = [f"{split}: {'all images inspected' if inspected == count else some}"]
+    sampled = f"{inspected:,} of {count:,} images inspected, evenly spaced (use --all to inspect all of them)"
+    lines = [f"{split}: {'all images inspected' if inspected == count else sampled}"]
     if readable := result.readable:
         modes = Counter(image.mode for image in readable).most_common()
         formats = Counter(image.format for image in readable).most_common()
         lines.append(_line("sizes", _sizes_text(result)))
-        lines.append(_line("colors", ", ".join(f"{mode} {number:,}" for mode, number in modes)))
-        lines.append(_line("formats", ", ".join(f"{name} {number:,}" for name, number in formats)))
+        lines.append(_line("colors", ", ".join(f"{mode} {total:,}" for mode, total in modes)))
+        lines.append(_line("formats", ", ".join(f"{name} {total:,}" for name, total in formats)))
         speed = f"{result.images_per_second:,.0f} images/s on {cores()} cores"
         lines.append(_line("decoding", f"{speed}, to {DECODED_SIZE}x{DECODED_SIZE} pixels"))
     groups = [" = ".join(names[:4]) + (" = …" if len(names) > 4 else "") for names in result.duplicates]
     lines += _list_lines("broken", result.broken) + _list_lines("duplicates", groups)
     if ignored := index.metadata.get("ignored"):
-        others = ", ".join(f"{number:,} {extension}" for extension, number in list(ignored.items())[:MAX_LISTED])
-        lines.append(_line("ignored", others))
+        counts = ", ".join(f"{total:,} {extension}" for extension, total in list(ignored.items())[:MAX_LISTED])
+        lines.append(_line("ignored", counts))
     return lines
 
 
@@ -242,13 +242,13 @@ def _sizes_text(result: InspectionResult) -> str:
         return f"all {width}x{height} pixels"
     smallest, largest = (f"{size[0]}x{size[1]}" for size in (sizes[0], sizes[-1]))
     return (
-        f"{len(sizes)} from {smallest} to {largest} pixels, median {width}x{height}; "
-        f"{result.share_of_median_aspect:.0%} of the images have the median's aspect ratio"
+        f"{len(sizes)} sizes from {smallest} to {largest} pixels, median {width}x{height}; "
+        f"{result.median_aspect_fraction:.0%} of images have the median aspect ratio"
     )
 
 
 def _list_lines(title: str, items: list[str]) -> list[str]:
-    """Return the number of items and the first of them, one per line."""
+    """Return the number of items and the first few, one per line."""
     if not items:
         return [_line(title, "none")]
     lines = [_line(title, f"{len(items):,}: {items[0]}"), *(_line("", item) for item in items[1:MAX_LISTED])]

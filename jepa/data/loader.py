@@ -1,4 +1,4 @@
-"""Batches on the device, whose order is a pure function of the step."""
+"""Load batches to the device in an order that is a pure function of the step."""
 
 from __future__ import annotations
 
@@ -18,35 +18,34 @@ from jepa.data.workers import auto_workers, read_ahead
 
 __all__ = ["Batch", "BrokenFileLog", "Loader", "split_holdout", "step_order"]
 
-MAX_HELD_OUT_IMAGES = 2000
-MAX_PRINTED = 5  # unreadable files that are printed; all are listed in the run folder
-PREFETCHED_BATCHES = 2  # batches that wait in pinned memory for a GPU
+MAX_HELD_OUT_IMAGES = 2000  # maximum number of held-out images
+MAX_PRINTED = 5  # maximum number of unreadable files printed; all are listed in the run folder
+PREFETCHED_BATCHES = 2  # number of batches queued in pinned memory for a GPU
 
 
 @dataclass(frozen=True)
 class Batch:
-    """A batch of images on the device: the input of `Objective.sample`."""
+    """A batch of images on the device, as passed to `Objective.sample`."""
 
     images: Tensor  # (B, C, H, W) uint8
-    labels: Tensor | None  # (B,), used by the supervised baseline only
-    positions: Tensor  # (B,) positions in the global batch of the step
+    labels: Tensor | None  # (B,), used only by the supervised baseline
+    positions: Tensor  # (B,) positions in the global batch
 
 
-def split_holdout(count: int, share: float) -> tuple[Tensor, Tensor]:
-    """Split the indices 0 … count - 1 at random into those to train on and a share of them that is held out.
+def split_holdout(count: int, fraction: float) -> tuple[Tensor, Tensor]:
+    """Randomly split the indices 0 … count - 1 into training and held-out indices.
 
-    Both are in ascending order, and the same for every seed. At most 2,000 images are held out.
+    Both are sorted and independent of the seed. A fraction of the images is held out, but at most 2,000.
     """
     order = torch.randperm(count, generator=torch.Generator().manual_seed(20230119))
-    held_out = min(MAX_HELD_OUT_IMAGES, round(share * count))
+    held_out = min(MAX_HELD_OUT_IMAGES, round(fraction * count))
     return order[held_out:].sort().values, order[:held_out].sort().values
 
 
 def step_order(step: int, batch_size: int, count: int, seed: int) -> Tensor:
-    """Return the indices of the images in the batch of a step, (batch_size,), out of 0 … count - 1.
+    """Return the image indices (batch_size,) of the batch at a step, out of 0 … count - 1.
 
-    Each epoch is a permutation of all images. Epochs follow each other without a gap: a batch may hold the end of one
-    and the start of the next.
+    Each epoch is a permutation of all images. Batches may span two epochs; no image is dropped.
     """
     pieces, start, end = [], step * batch_size, (step + 1) * batch_size
     while start < end:
@@ -63,44 +62,44 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
 
 
 class BrokenFileLog:
-    """Lists unreadable files in the text file `path`, and stops the run if there are too many.
+    """List unreadable files in the text file `path`, and stop the run if there are too many.
 
-    `limit` is the largest share of the images that may be unreadable; one image always may be. `log` prints a line.
+    `limit` is the maximum fraction of unreadable images; one is always allowed. `log` prints a line.
     """
 
     def __init__(self, path: Path, dataset: ImageDataset, limit: float, log: Callable[[str], None]) -> None:
         self.path, self.dataset, self.limit, self.log = path, dataset, limit, log
         lines = path.read_text(errors="backslashreplace").splitlines() if path.is_file() else []
-        self.lines = dict.fromkeys(lines)  # a set in the order of insertion
+        self.lines = dict.fromkeys(lines)  # an ordered set
         self.indices: set[int] = set()
 
     def add(self, unreadable: dict[int, str]) -> None:
-        """Add unreadable images: the reason by index. Raises `InputError` if their number exceeds the limit."""
+        """Add unreadable images, given as reasons by index. Raises `InputError` if there are more than the limit."""
         for index in sorted(unreadable.keys() - self.indices):
             self.indices.add(index)
             line = f"{self.dataset.files.name(index)}: {unreadable[index]}"
             if line not in self.lines:
                 self.lines[line] = None
                 if len(self.indices) <= MAX_PRINTED:
-                    more = "; others are listed without a message" if len(self.indices) == MAX_PRINTED else ""
+                    more = "; further ones are only listed there" if len(self.indices) == MAX_PRINTED else ""
                     self.log(f"skipped an unreadable image, listed in {self.path}: {line}{more}")
                 with self.path.open("a", errors="backslashreplace") as file:
                     file.write(line + "\n")
         if len(self.indices) > max(1, int(self.limit * len(self.dataset))):
             raise InputError(
                 f"{len(self.indices)} of {len(self.dataset):,} images of {self.dataset.name} cannot be read, "
-                f"for example {'; '.join(list(self.lines)[:3])}; repair or remove those that {self.path} lists, or "
-                "accept a larger share with --data.max-broken"
+                f"for example {'; '.join(list(self.lines)[:3])}; repair or remove the files listed in {self.path}, or "
+                "raise --data.max-broken"
             )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Loader:
-    """Yields this process's share of the batch of each step, divided into microbatches.
+    """Load the batches of one rank, divided into microbatches.
 
-    `indices` (N,) are the indices of the images to train on, in ascending order. `workers` is the number of decoding
-    processes, None for the default of the device. Raises `InputError` if there are fewer images than the batch size,
-    or if the batch size is not a multiple of the number of processes times that of microbatches.
+    `indices` (N,) are the sorted indices of the training images. `workers` is the number of decoding processes, or None
+    for the device's default. Raises `InputError` if there are fewer images than the batch size, or if the batch size is
+    not a multiple of processes times microbatches.
     """
 
     dataset: ImageDataset
@@ -117,19 +116,19 @@ class Loader:
         count = len(self.indices)
         if count < self.batch_size:
             raise InputError(
-                f"batch_size is {self.batch_size}, but {self.dataset.name} has {count} images to train on; "
-                f"choose --batch-size {count} or less"
+                f"batch_size must be at most the number of training images ({count} in {self.dataset.name}), "
+                f"got {self.batch_size}; choose --batch-size {count} or less"
             )
         if self.batch_size % (self.world_size * self.num_microbatches):
             raise InputError(
-                f"batch_size is {self.batch_size}, which is not a multiple of {self.world_size} processes x "
-                f"{self.num_microbatches} microbatches; choose another --batch-size"
+                f"batch_size must be a multiple of {self.world_size} processes x {self.num_microbatches} microbatches, "
+                f"got {self.batch_size}"
             )
 
     def steps(self, steps: range, broken_files: BrokenFileLog | None = None) -> Iterator[list[Batch]]:
         """Yield the microbatches of each step.
 
-        Each unreadable image is added to `broken_files` and replaced by the next readable one, by index.
+        Unreadable images are added to `broken_files` and replaced by the next readable image.
         """
         workers = auto_workers(self.device) if self.workers is None else self.workers
         decoded = read_ahead(self.dataset, map(self._indices_of_step, steps), workers)
@@ -137,9 +136,9 @@ class Loader:
         yield from map(self._microbatches, _prefetch(batches) if self.device.type == "cuda" else batches)
 
     def _positions(self) -> Tensor:
-        """Return the positions of this process's share in the global batch."""
-        share = self.batch_size // self.world_size
-        return torch.arange(self.rank * share, (self.rank + 1) * share)
+        """Return the positions of this rank's images in the global batch."""
+        local_size = self.batch_size // self.world_size
+        return torch.arange(self.rank * local_size, (self.rank + 1) * local_size)
 
     def _indices_of_step(self, step: int) -> Tensor:
         return self.indices[step_order(step, self.batch_size, len(self.indices), self.seed)[self._positions()]]
@@ -158,14 +157,14 @@ class Loader:
         return Batch(pixels, labels, self._positions())
 
     def _next_readable(self, index: int) -> tuple[Tensor, int]:
-        """Return the first readable image (C, H, W) after `index`, starting over at the end, and its index."""
+        """Return the next readable image (C, H, W) and its index, wrapping around at the end."""
         start = int(torch.searchsorted(self.indices, index))
         for offset in range(1, len(self.indices)):
             candidate = self.indices[(start + offset) % len(self.indices)]
             decoded = self.dataset.read(candidate[None])
             if not decoded.unreadable:
                 return decoded.pixels[0], int(candidate)
-        raise InputError(f"no image of {self.dataset.name} can be read; 'jepa data' lists the reasons")
+        raise InputError(f"no images of {self.dataset.name} can be read; run 'jepa data SOURCE' for the reasons")
 
     def _microbatches(self, batch: Batch) -> list[Batch]:
         """Move a batch to the device and divide it into microbatches."""
@@ -179,7 +178,7 @@ class Loader:
 
 
 def _prefetch(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """Prepare a few batches ahead on a thread while the device works."""
+    """Prepare a few batches ahead in a background thread."""
     with ThreadPoolExecutor(1, thread_name_prefix="batches") as pool:
         waiting: deque[Future[Batch | None]] = deque(
             pool.submit(next, batches, None) for _ in range(PREFETCHED_BATCHES)

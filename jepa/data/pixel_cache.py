@@ -16,9 +16,9 @@ __all__ = ["PixelCache"]
 
 
 class PixelCache:
-    """Decoded images in a memory-mapped file that all processes and later runs share.
+    """Decoded images in a memory-mapped file, shared by all processes and later runs.
 
-    An image counts as cached only if its checksum matches, so an image that a killed process wrote in part is decoded
+    An image counts as cached only if its checksum matches, so images partially written by a killed process are decoded
     again. Raises `OSError` if the disk is full.
     """
 
@@ -26,7 +26,7 @@ class PixelCache:
         self.pixels = self._map(path, np.uint8, (count, *shape))
         self.checksums = self._map(path.with_suffix(".crc32"), np.uint32, (count,))
         self.tensor = torch.from_numpy(self.pixels)
-        self.verified = np.zeros(count, bool)  # images whose checksum this process has compared
+        self.verified = np.zeros(count, bool)  # images whose checksum this process has verified
 
     @staticmethod
     def _map(path: Path, dtype: type, shape: tuple[int, ...]) -> np.ndarray:
@@ -34,14 +34,14 @@ class PixelCache:
         if not path.is_file() or path.stat().st_size != size:
             path.parent.mkdir(parents=True, exist_ok=True)
             with atomic_write(path) as temporary, temporary.open("wb") as file:
-                if hasattr(os, "posix_fallocate"):  # writing to a full disk through a memory map kills the process
+                if hasattr(os, "posix_fallocate"):  # writing through a memory map kills the process if the disk is full
                     os.posix_fallocate(file.fileno(), 0, size)
                 file.truncate(size)
         return np.memmap(path, dtype, "r+", shape=shape)
 
     @property
     def complete(self) -> bool:
-        """Whether every image has been written, by this process or another."""
+        """Whether all images have been written, by any process."""
         return bool(self.checksums.all())
 
     def has(self, index: int) -> bool:
@@ -52,11 +52,11 @@ class PixelCache:
         return bool(self.verified[index])
 
     def write(self, index: int, pixels: np.ndarray) -> None:
-        """Write a decoded image (C, H, W)."""
+        """Write a decoded image (C, H, W) to the cache."""
         self.pixels[index] = pixels
         self.checksums[index] = checksum(pixels)
 
 
 def checksum(pixels: np.ndarray) -> int:
-    """Return the CRC-32 of an image, with 0 replaced by 1: in the file, 0 marks an image that is not cached."""
+    """Return the CRC-32 of an image; 0 is replaced by 1, because 0 marks images that are not cached."""
     return zlib.crc32(pixels.data) or 1

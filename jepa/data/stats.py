@@ -1,4 +1,4 @@
-"""Mean and standard deviation of the pixels, by which images are normalized."""
+"""Mean and standard deviation of the pixels, for normalization."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ from jepa.data.index import evenly_spaced
 
 __all__ = ["measure_statistics"]
 
-MAX_MEASURED_IMAGES = 2000
+MAX_MEASURED_IMAGES = 2000  # maximum number of images read
 
 
 def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
-    """Return the config with the mean and std of each channel, which are measured unless it has both.
+    """Return the config with the mean and std of each channel, measuring them unless both are set.
 
-    Pixels are between 0 and 1, and up to 2,000 evenly spaced images are read. Raises `InputError` if none of them is
+    Pixels are scaled to 0 … 1, and up to 2,000 evenly spaced images are read. Raises `InputError` if none of them is
     readable.
     """
     if config.mean is not None and config.std is not None:
@@ -32,7 +32,10 @@ def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
         sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
         count += pixels.numel() // config.channels
     if not count:
-        raise InputError(f"none of {len(measured)} images of {dataset.name} can be read; 'jepa data' lists the reasons")
+        raise InputError(
+            f"none of the {len(measured)} sampled images of {dataset.name} can be read; "
+            "run 'jepa data SOURCE' for the reasons"
+        )
     mean = sums[0] / count
     std = (sums[1] / count - mean.square()).clamp(min=1e-6).sqrt()
     rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]

@@ -1,4 +1,4 @@
-"""Decode images in order, ahead of their use, in other processes."""
+"""Decode images ahead of time in worker processes, in order."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from jepa.data.dataset import DecodedBatch, ImageDataset, cores
 
 __all__ = ["auto_workers", "read_ahead"]
 
-CHUNK_IMAGES = 32  # images that a worker decodes at a time; bounds the shared memory in use and the first wait
-CHUNKS_AHEAD = 4  # decoded chunks that each worker may have waiting
-MAX_WORKERS = 16
+CHUNK_IMAGES = 32  # number of images that a worker decodes at a time; bounds shared memory and startup latency
+CHUNKS_AHEAD = 4  # maximum number of decoded chunks queued per worker
+MAX_WORKERS = 16  # maximum default number of decoding processes
 
 
 def auto_workers(device: torch.device) -> int:
-    """Return the default number of decoding processes for one training process.
+    """Return the default number of decoding processes per training process.
 
-    When training on a GPU, the cores are divided among the training processes of the machine. On the CPU the number is
-    0: decoding and training in turn, each on all cores, is faster than both at once.
+    On a GPU, the cores are divided among the training processes of the machine. On the CPU, the default is 0: decoding
+    and training both use all cores, and alternating is faster than running both concurrently.
     """
     if device.type == "cpu":
         return 0
@@ -37,12 +37,12 @@ def auto_workers(device: torch.device) -> int:
 def read_ahead(dataset: ImageDataset, batches: Iterable[Tensor], workers: int) -> Iterator[DecodedBatch]:
     """Yield the decoded images of each batch of indices (B,), in order.
 
-    They are decoded in this process if `workers` is 0 or if all images are cached.
+    Images are decoded in the calling process if `workers` is 0 or all images are cached.
     """
     if workers == 0 or (dataset.cache is not None and dataset.cache.complete):
         yield from map(dataset.read, batches)
         return
-    num_chunks: deque[int] = deque()  # of each batch that is being decoded
+    num_chunks: deque[int] = deque()  # number of chunks of each batch in progress
 
     def split_batches() -> Iterator[list[int]]:
         for batch in batches:
@@ -81,7 +81,7 @@ def _identity(chunk: Any) -> Any:
     return chunk
 
 
-def _start_worker(number: int) -> None:
-    """Leave signals to the training process: Ctrl-C reaches all processes of a terminal at once."""
+def _start_worker(worker_id: int) -> None:
+    """Leave Ctrl-C, which reaches all processes of a terminal, to the training process."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -1,1 +1,1 @@
-"""Measures of frozen features and of encoders, one module each."""
+"""Measures of frozen features and encoders, one per module."""

@@ -1,6 +1,7 @@
 """Attention weights of an encoder, and their entropy and rollout.
 
-Shapes: L layers (steps of an Energy Transformer), B images, H heads, N tokens; weights are indexed by query, then key.
+Shapes: L layers (steps, for an Energy Transformer), B images, H heads, N tokens. Weights are indexed by query, then
+key.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ __all__ = ["attention", "entropy", "rollout"]
 
 @torch.no_grad()
 def attention(encoder: Encoder, images: Tensor) -> Tensor | None:
-    """Return the attention weights (L, B, H, N, N) for images (B, C, H, W), uint8 or floats in [0, 1].
+    """Return the attention weights (L, B, H, N, N) of images (B, C, H, W), uint8 or floats in [0, 1].
 
-    The weights are those of the forward pass; they sum to 1 over the keys. None is returned if the backbone has no
+    These are the weights used in the forward pass; they sum to 1 over the keys. Returns None if the backbone has no
     attention.
     """
     if not isinstance(encoder.backbone, PatchBackbone):
@@ -30,10 +31,10 @@ def attention(encoder: Encoder, images: Tensor) -> Tensor | None:
 
 
 def rollout(weights: Tensor) -> Tensor:
-    """Return rollout (B, N, N) of weights (L, B, H, N, N): the share of each input token in each output token.
+    """Return the attention rollout (B, N, N) of weights (L, B, H, N, N).
 
-    It is the product over layers of (A + I) / 2, where A is the mean of the weights over heads (Abnar & Zuidema 2020,
-    arXiv 2005.00928).
+    It is the contribution of each input token to each output token: the product over layers of (A + I) / 2, where A is
+    the attention averaged over heads (Abnar & Zuidema 2020, arXiv 2005.00928).
     """
     identity = torch.eye(weights.shape[-1])
     result = identity
@@ -45,7 +46,8 @@ def rollout(weights: Tensor) -> Tensor:
 def entropy(weights: Tensor) -> Tensor:
     """Return the normalized entropy (L, H) of attention weights (L, B, H, N, N), averaged over images and queries.
 
-    It is divided by its maximum, log N: 0 if each token attends to one token, 1 if it attends to all tokens equally.
+    The entropy is divided by its maximum, log N: it is 0 if each token attends to a single token, and 1 if it attends
+    to all tokens equally.
     """
     entropies = -(weights * weights.clamp(min=1e-12).log()).sum(-1)
     return entropies.mean((1, 3)) / math.log(weights.shape[-1])

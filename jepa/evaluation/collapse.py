@@ -1,4 +1,4 @@
-"""Measures of collapse, which need no labels: effective rank, spectrum, standard deviation."""
+"""Label-free measures of collapse: effective rank, spectrum and standard deviation."""
 
 from __future__ import annotations
 
@@ -13,31 +13,36 @@ __all__ = ["check_features", "feature_std", "rankme", "spectrum"]
 
 
 def check_features(x: Tensor) -> Tensor:
-    """Return features unchanged. Raises `InputError` unless they are finite, of shape (N, D) with N of at least 2."""
+    """Validate features (N, D) and return them.
+
+    Raises `InputError` if they are not a matrix of at least two rows, or contain NaN or infinite values.
+    """
     if x.ndim != 2 or len(x) < 2:
-        raise InputError(f"features have shape {tuple(x.shape)}; give features (N, D) of at least two images")
+        raise InputError(f"features must have shape (N, D) for at least two images, got {tuple(x.shape)}")
     if not bool(x.isfinite().all()):
-        raise InputError("some features are NaN or infinite; evaluate an earlier checkpoint, or remove these images")
+        raise InputError(
+            "features contain NaN or infinite values; evaluate an earlier checkpoint or remove the affected images"
+        )
     return x
 
 
 def rankme(x: Tensor) -> float:
-    """Return RankMe, the effective rank of features (N, D), N >= D: from 1 (collapsed) to D.
+    """Return RankMe, the effective rank of features (N, D) with N >= D: from 1 (collapsed) to D.
 
-    It is the exponential of the entropy of the normalized singular values (Garrido et al. 2023, arXiv 2210.02885,
+    This is the exponential of the entropy of the normalized singular values (Garrido et al. 2023, arXiv 2210.02885,
     equation 1).
     """
     singular_values = torch.linalg.svdvals(check_features(x).double())
-    shares = singular_values / singular_values.sum() + 1e-12
-    return float(torch.exp(-(shares * shares.log()).sum()))
+    fractions = singular_values / singular_values.sum() + 1e-12
+    return float(torch.exp(-(fractions * fractions.log()).sum()))
 
 
 def spectrum(x: Tensor) -> Tensor:
-    """Return the shares (D,) of the variance of features (N, D) along their principal axes, in decreasing order.
+    """Return the explained variance ratios (D,) of the principal axes of features (N, D), in decreasing order.
 
-    They sum to 1, or are all 0 if the features have no variance. Jing et al. 2022 (arXiv 2110.09348) detect dimensional
-    collapse with them.
+    They sum to 1, or are all 0 if the features have no variance. Jing et al. 2022 (arXiv 2110.09348) use the spectrum
+    to detect dimensional collapse.
     """
     variances, _ = principal_axes(check_features(x))
-    shares: Tensor = variances / variances.sum().clamp(min=1e-300)
-    return shares
+    ratios: Tensor = variances / variances.sum().clamp(min=1e-300)
+    return ratios

@@ -1,4 +1,4 @@
-"""The energy of an Energy Transformer at each of its steps, which needs no labels."""
+"""Label-free evaluation of an Energy Transformer: its energy at each step."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ BATCH_SIZE = 100
 
 @torch.no_grad()
 def energy_trace(encoder: Encoder, dataset: ImageDataset, indices: Tensor) -> dict[str, Any] | None:
-    """Return the energies before each step and after the last, averaged over up to 500 images of `indices`.
+    """Return the energies before the first step and after each step, averaged over up to 500 images of `indices`.
 
     `total`, `attention` and `hopfield` are lists of T + 1 means over images; `falling` is the percentage of images
-    whose total energy falls at every step. None is returned if the backbone has no energy.
+    whose total energy decreases at every step. Returns None if the backbone has no energy.
     """
     backbone = encoder.backbone
     if not isinstance(backbone, EnergyTransformer):

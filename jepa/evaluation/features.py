@@ -1,4 +1,4 @@
-"""Features of images, which all measures are computed from. They are extracted once and stored in a folder."""
+"""Frozen features, the input of all measures. They are extracted once and stored in a folder."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from jepa.transforms.crop import as_float, resize
 __all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features"]
 
 BATCH_SIZE = 100
-MAX_PIXEL_SIDE = 32  # larger images are resized: a linear probe of their pixels would not fit into memory
+MAX_PIXEL_SIDE = 32  # maximum side of raw-pixel images; a linear probe on larger ones would not fit in memory
 
 
 class Subset(NamedTuple):
-    """Some images of a dataset."""
+    """A subset of the images of a dataset."""
 
     dataset: ImageDataset
     indices: Tensor
@@ -37,25 +37,24 @@ class Subset(NamedTuple):
 
 @dataclass(frozen=True)
 class Features:
-    """Frozen features of some images of one split.
+    """Frozen features of images from one split.
 
-    `source` and `indices` identify the images, so that none is in both the training and the test set of a measure.
+    `source` and `indices` identify the images, to detect train/test overlap.
     """
 
-    x: Tensor  # (N, D) float32, the last layer averaged over tokens
+    x: Tensor  # (N, D) float32: the last layer, averaged over tokens
     labels: Tensor | None  # (N,)
-    indices: Tensor  # (N,), of the images in their split
+    indices: Tensor  # (N,): positions of the images in their split
     source: str  # name and signature of the split
-    last4: Tensor | None = None  # (N, sum of widths): the last four layers, each averaged over tokens, concatenated
+    last4: Tensor | None = None  # (N, sum of widths): the last four layers, averaged over tokens and concatenated
 
 
 @dataclass(frozen=True)
 class FeatureStore:
-    """A folder that holds the features of each encoder and subset in a folder of their own.
+    """Stores the features of each encoder and subset in a folder.
 
-    Stored features are used again, by memory map, if the weights, the images and `stamp` (a name for everything else
-    that the features depend on) are unchanged. They are written under a temporary name, so features of an extraction
-    that was killed are never used.
+    They are memory-mapped and reused while weights, images and `stamp` (an identifier of all other dependencies) are
+    unchanged. Interrupted extractions are never reused.
     """
 
     folder: Path
@@ -71,7 +70,10 @@ class FeatureStore:
         label: str | None = None,
         workers: int = 0,
     ) -> Features:
-        """Return the features of the images at `indices` by an encoder, which is stored as `name`. See `extract`."""
+        """Return the encoder's features of the images at `indices`, stored under `name`.
+
+        See `extract` for `label` and `workers`.
+        """
         subset_hash = hashlib.blake2b(dataset.name.encode() + digest(indices), digest_size=4).hexdigest()
         target = self.folder / f"{name}-{subset_hash}"
         dependencies = [self.stamp, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
@@ -101,7 +103,7 @@ class FeatureStore:
         dataset.unreadable |= {int(index): reason for index, reason in metadata["unreadable"].items()}
         widths = metadata["widths"]
         shape = (len(stored_indices), sum(widths))
-        # copy-on-write ("c"): torch warns about memory that is read-only
+        # copy-on-write ("c"), because torch warns about read-only memory
         stored = torch.from_numpy(np.memmap(target / "features.bin", np.float32, "c", shape=shape))
         return as_features(stored, widths, stored_indices, dataset)
 
@@ -112,7 +114,7 @@ class FeatureStore:
         return False
 
     def _remove_leftovers(self, name: str) -> None:
-        """Remove the temporary folders of processes that were killed."""
+        """Remove temporary folders of killed processes."""
         for folder in self.folder.glob(f".{name}.*"):
             try:
                 os.kill(int(folder.suffix[1:]), 0)
@@ -121,13 +123,13 @@ class FeatureStore:
 
 
 def digest(tensor: Tensor) -> bytes:
-    """Return a hash of the bytes of a tensor."""
+    """Return a hash of the contents of a tensor."""
     flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.blake2b(flat.numpy().data, digest_size=16).digest()
 
 
 def weights_digest(encoder: Encoder) -> str:
-    """Return a hash of all weights and buffers of an encoder."""
+    """Return a hash of all parameters and buffers of an encoder."""
     state = [name.encode() + digest(tensor) for name, tensor in encoder.state_dict().items()]
     return hashlib.blake2b(b"".join(state), digest_size=16).hexdigest()
 
@@ -141,10 +143,11 @@ def extract(
     label: str | None = None,
     workers: int = 0,
 ) -> Features:
-    """Return the features of the images at `indices`; unreadable images are left out.
+    """Return the features of the images at `indices`, skipping unreadable images.
 
-    `last4` adds the last four layers if the encoder has that many. `label` is the title of a progress bar; `workers`
-    processes decode the images. Raises `InputError` if no image is readable, or if features are NaN or infinite.
+    `last4` also returns the last four layers, if the encoder has at least four. `label` is the title of the progress
+    bar, and `workers` is the number of processes that decode images. Raises `InputError` if no image is readable, or if
+    the features contain NaN or infinite values.
     """
     batches = list(encode(encoder, dataset, indices, last4=last4, label=label, workers=workers))
     widths = [layer.shape[-1] for layer in batches[0][1]]
@@ -153,7 +156,7 @@ def extract(
 
 
 def as_features(layers: Tensor, widths: list[int], indices: Tensor, dataset: ImageDataset) -> Features:
-    """Return features of one or four concatenated layers (N, sum of widths), the last layer last."""
+    """Build `Features` from one or four concatenated layers (N, sum of widths), ordered first to last."""
     labels = None if dataset.labels is None else dataset.labels[indices]
     last4 = layers if len(widths) == 4 else None
     return Features(layers[:, -widths[-1] :], labels, indices, f"{dataset.name} {dataset.signature}", last4)
@@ -163,7 +166,7 @@ def as_features(layers: Tensor, widths: list[int], indices: Tensor, dataset: Ima
 def encode(
     encoder: Encoder, dataset: ImageDataset, indices: Tensor, *, last4: bool, label: str | None, workers: int
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield batches: the indices (B,) of readable images, and one or four layers averaged over tokens, (B, D) each."""
+    """Yield batches of features: the indices (B,) of readable images, and one or four layers averaged over tokens."""
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
     decoded = read_ahead(dataset, indices.split(BATCH_SIZE), workers)
     total = -(-len(indices) // BATCH_SIZE)
@@ -177,19 +180,19 @@ def encode(
         pooled = [encoder.backbone.pool(layer).float().cpu() for layer in tokens.layers]
         if not all(bool(layer.isfinite().all()) for layer in pooled):
             raise InputError(
-                f"the features of {dataset.name} are NaN or infinite: the weights of this encoder have diverged; "
-                "evaluate an earlier checkpoint, or train again with a lower --optim.lr"
+                f"the features of {dataset.name} are NaN or infinite, so the weights have probably diverged; "
+                "evaluate an earlier checkpoint, or retrain with a lower --optim.lr"
             )
         count += len(images)
         yield batch.indices[batch.readable], pooled
     if not count:
         raise InputError(
-            f"none of {len(indices):,} images of {dataset.name} is readable; give a source with readable images"
+            f"none of the {len(indices):,} images of {dataset.name} can be read; choose a different source"
         )
 
 
 def pixel_features(dataset: ImageDataset, indices: Tensor) -> Features:
-    """Return the raw pixels of the images at `indices`, resized to at most 32x32, as features: a baseline."""
+    """Return raw pixels, resized to at most 32x32, as baseline features."""
     pixels, used = [], []
     for batch_indices, images in small_images(dataset, indices):
         pixels.append(images.flatten(1))
@@ -198,7 +201,7 @@ def pixel_features(dataset: ImageDataset, indices: Tensor) -> Features:
 
 
 def small_images(dataset: ImageDataset, indices: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the indices (B,) of readable images and the images (B, C, H, W) in [0, 1], of at most 32x32 pixels."""
+    """Yield the indices (B,) of readable images, and the images (B, C, H, W) in [0, 1], resized to at most 32x32."""
     for batch_indices in indices.split(BATCH_SIZE):
         decoded = dataset.read(batch_indices)
         images = as_float(decoded.pixels[decoded.readable])

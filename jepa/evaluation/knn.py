@@ -13,28 +13,27 @@ from jepa.evaluation.labels import check_labels, num_classes
 
 __all__ = ["HEADLINE_K", "NEIGHBORS", "knn"]
 
-NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # the numbers of neighbors that are reported
-HEADLINE_K = 20  # the number of neighbors of the main accuracy, as in DINO
-BATCH_SIZE = 1000  # test features whose similarities to all training features are computed at a time
+NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # numbers of neighbors in the report
+HEADLINE_K = 20  # number of neighbors for the headline accuracy, as in DINO
+BATCH_SIZE = 1000  # number of test features compared with the training features at a time
 
 
 @torch.no_grad()
 def knn(
     train: Features, test: Features, neighbors: Sequence[int] = (HEADLINE_K,), temperature: float = 0.07
 ) -> dict[int, float]:
-    """Return the accuracy in percent of a weighted kNN classifier for each number of neighbors.
+    """Return the accuracy, in percent, of a weighted kNN classifier for each number of neighbors.
 
-    Features are centered on the mean of `train` and L2-normalized; the k nearest neighbors by cosine similarity vote
-    with weight exp(similarity / temperature) (Wu et al. 2018, arXiv 1805.01978). All k are computed in one pass. Raises
-    `InputError` if a k is larger than the number of training images.
+    Features are centered on the mean of `train` and L2-normalized. The k nearest neighbors by cosine similarity vote
+    with weight exp(similarity / temperature) (Wu et al. 2018, arXiv 1805.01978). All values of k are evaluated in a
+    single pass. Raises `InputError` if a k exceeds the number of training images, or if the features or labels are
+    invalid.
     """
     train_labels, test_labels = check_labels(train, test)
     if not neighbors or min(neighbors) < 1 or temperature <= 0:
-        raise InputError(
-            f"kNN is given neighbors {list(neighbors)} and temperature {temperature}; give numbers above 0"
-        )
+        raise InputError(f"neighbors and temperature must be positive, got {list(neighbors)} and {temperature}")
     if max(neighbors) > len(train.x):
-        raise InputError(f"kNN is given {max(neighbors)} neighbors but {len(train.x)} training images; give fewer")
+        raise InputError(f"k = {max(neighbors)} exceeds the number of training images ({len(train.x)})")
     mean = train.x.mean(0)
     bank = F.normalize(train.x - mean, dim=-1)
     classes = num_classes(train_labels, test_labels)

@@ -1,7 +1,6 @@
-"""Multinomial logistic regression: by LBFGS for features in memory, by minibatches for larger ones.
+"""Multinomial logistic regression, fitted by L-BFGS in memory or by minibatch SGD.
 
-Weights are (classes, D + 1) with the bias last. The product of features (N, D) with them is several times faster than
-with their transpose.
+Weights are (classes, D + 1), bias last; this layout multiplies several times faster than its transpose.
 """
 
 from __future__ import annotations
@@ -18,12 +17,12 @@ from torch import Tensor
 __all__ = ["accuracy", "feature_statistics", "fit_by_minibatches", "fit_in_memory", "fit_logistic"]
 
 PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
-MIN_HELD_OUT = 1000  # features that a penalty is chosen on: as many folds of a tenth of train as that takes
-MAX_FOLDS = 5
-LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03)  # of minibatches, chosen like a penalty
-EPOCHS, BATCH_SIZE = 10, 1024  # of minibatches
-CURVATURE = 0.1  # typical p (1 - p) of a class: scales the preconditioner, and does not change the solution
-CHUNK_SIZE = 10_000  # features that are processed at a time, which bounds the memory
+MIN_HELD_OUT = 1000  # minimum number of features to select a penalty on, over all folds
+MAX_FOLDS = 5  # maximum number of folds, each of a tenth of the features
+LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03)  # candidate learning rates for SGD
+EPOCHS, BATCH_SIZE = 10, 1024  # settings of SGD
+CURVATURE = 0.1  # typical p (1 - p) of a class; scales the preconditioner without changing the solution
+CHUNK_SIZE = 10_000  # number of features processed at a time, to bound memory
 
 
 def accuracy(x: Tensor, labels: Tensor, weights: Tensor) -> float:
@@ -41,15 +40,15 @@ def logits(x: Tensor, weights: Tensor) -> Tensor:
 
 
 def fit_in_memory(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Choose an L2 penalty on held-out features, and fit with it on all features (N, D); return weights and penalty.
+    """Select an L2 penalty on held-out features, then fit all features (N, D); return weights and penalty.
 
-    The fit is on standardized features; the returned weights are for the features themselves. A tenth of the features
-    is held out, or as many tenths in turn, up to five, as it takes to hold out 1,000 features.
+    Features are standardized for the fit; the returned weights apply to the original features. The penalty is selected
+    by k-fold cross-validation with up to five tenths, until 1,000 features are held out.
     """
     mean, std = feature_statistics(x)
     x = (x - mean) / std
     wide = x.shape[1] > len(x)
-    if wide:  # the optimal weights lie in the span of the features, which has at most N dimensions
+    if wide:  # the optimal weights lie in the span of the features, of dimension at most N
         basis = torch.linalg.qr(x.T).Q
         x = x @ basis
     penalty, start = choose_penalty(x, labels, classes)
@@ -60,7 +59,7 @@ def fit_in_memory(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, floa
 
 
 class Fold(NamedTuple):
-    """One split of the features into those to fit on and those that are held out."""
+    """A split of the features into a training part and a held-out part."""
 
     x: Tensor
     labels: Tensor
@@ -70,41 +69,41 @@ class Fold(NamedTuple):
 
 
 def choose_penalty(x: Tensor, labels: Tensor, classes: int) -> tuple[float, Tensor]:
-    """Return the penalty with the best accuracy on held-out features, and weights to start from.
+    """Return the penalty with the best held-out accuracy, and initial weights for the final fit.
 
-    Penalties are tried in decreasing order, each fit starting from the one before, until one is half a point worse than
-    the best. Of equally good penalties the largest is returned.
+    Penalties are tried in decreasing order, each fit warm-started from the previous one, until the accuracy is half a
+    point below the best. Ties go to the larger penalty.
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     tenths = order.tensor_split(min(10, len(x)))
     num_folds = min(MAX_FOLDS, math.ceil(MIN_HELD_OUT / max(len(tenths[0]), 1)))
     folds = []
-    for number in range(num_folds):
-        rest, held_out = torch.cat([*tenths[:number], *tenths[number + 1 :]]), tenths[number]
+    for i in range(num_folds):
+        rest, held_out = torch.cat([*tenths[:i], *tenths[i + 1 :]]), tenths[i]
         folds.append(Fold(x[rest], labels[rest], x[held_out], labels[held_out], second_moments(x[rest])))
     weights = [x.new_zeros(classes, x.shape[1] + 1) for _ in folds]
-    best, chosen, start = -1.0, PENALTIES[0], weights[0]
+    best_score, best_penalty, start = -1.0, PENALTIES[0], weights[0]
     for penalty in PENALTIES:
         weights = [
-            fit_logistic(fold.x, fold.labels, before, penalty, fold.moments)
-            for fold, before in zip(folds, weights, strict=True)
+            fit_logistic(fold.x, fold.labels, previous, penalty, fold.moments)
+            for fold, previous in zip(folds, weights, strict=True)
         ]
         score = sum(
             accuracy(fold.held_out_x, fold.held_out_labels, fitted) for fold, fitted in zip(folds, weights, strict=True)
         )
-        if score > best:
-            best, chosen, start = score, penalty, weights[0]
-        if score < best - 0.5 * num_folds:
+        if score > best_score:
+            best_score, best_penalty, start = score, penalty, weights[0]
+        if score < best_score - 0.5 * num_folds:
             break
-    return chosen, start
+    return best_penalty, start
 
 
 @dataclass(frozen=True)
 class Preconditioner:
-    """A change of variables for the weights after which the loss has a similar curvature in all directions.
+    """A change of variables that gives the loss a similar curvature in all directions.
 
-    The Hessian of the loss is at most a multiple of X'X/N + penalty (Böhning 1992); `factor` is the Cholesky factor of
-    such a matrix.
+    The Hessian of the loss is bounded by a multiple of X'X/N + penalty (Böhning 1992); `factor` is the Cholesky factor
+    of such a matrix.
     """
 
     factor: Tensor  # (D, D)
@@ -112,22 +111,22 @@ class Preconditioner:
 
     @classmethod
     def from_moments(cls, moments: Tensor, penalty: float) -> Preconditioner:
-        """Build the preconditioner for features with these second moments (D, D)."""
+        """Build the preconditioner from the second moments (D, D) of the features."""
         curvature = CURVATURE * moments
         curvature.diagonal().add_(penalty + 1e-6 * float(curvature.diagonal().mean()))
         factor = torch.linalg.cholesky(curvature)
         return cls(factor, torch.linalg.solve_triangular(factor, torch.eye(len(factor)), upper=False))
 
     def to_variables(self, weights: Tensor) -> Tensor:
-        """Convert weights (classes, D + 1) to the variables that are optimized."""
+        """Convert weights (classes, D + 1) to the optimized variables."""
         return torch.cat([weights[:, :-1] @ self.factor, weights[:, -1:] * CURVATURE**0.5], -1)
 
     def to_weights(self, variables: Tensor) -> Tensor:
-        """Convert variables to weights."""
+        """Convert the optimized variables to weights."""
         return torch.cat([variables[:, :-1] @ self.inverse, variables[:, -1:] / CURVATURE**0.5], -1)
 
     def gradient(self, kernel: Tensor, bias: Tensor) -> Tensor:
-        """Convert the gradient of the weights to that of the variables."""
+        """Convert the gradient with respect to the weights to that with respect to the variables."""
         return torch.cat([kernel @ self.inverse.T, bias / CURVATURE**0.5], -1)
 
 
@@ -138,9 +137,9 @@ def second_moments(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def fit_logistic(x: Tensor, labels: Tensor, start: Tensor, penalty: float, moments: Tensor | None = None) -> Tensor:
-    """Minimize mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1) by preconditioned LBFGS.
+    """Minimize mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1) by preconditioned L-BFGS.
 
-    The bias is not penalized. `moments` are the second moments of x (N, D), by default computed here.
+    The bias is not penalized. `moments` are the second moments of x (N, D), computed if not given.
     """
     preconditioner = Preconditioner.from_moments(second_moments(x) if moments is None else moments, penalty)
     one_hot = F.one_hot(labels, len(start)).float()
@@ -163,7 +162,7 @@ def fit_logistic(x: Tensor, labels: Tensor, start: Tensor, penalty: float, momen
 
 
 def fit_by_minibatches(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Choose a learning rate on a held-out tenth, and fit with it on all features; return weights and learning rate."""
+    """Select a learning rate on a held-out tenth, then fit all features; return weights and learning rate."""
     mean, std = feature_statistics(x)
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     held_out, rest = order.tensor_split([len(x) // 10])
@@ -178,10 +177,10 @@ def fit_by_minibatches(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
 def sgd(
     x: Tensor, labels: Tensor, indices: Tensor, *, mean: Tensor, std: Tensor, lrs: Sequence[float], classes: int
 ) -> list[Tensor]:
-    """Minimize mean cross-entropy by SGD with momentum; return weights (classes, D + 1) for each learning rate.
+    """Minimize the mean cross-entropy by SGD with momentum, for all learning rates at once.
 
-    Fits on the features at `indices`, standardized by `mean` and `std`. Learning rates are divided by D and decay to 0
-    by a cosine schedule.
+    Returns one weight matrix (classes, D + 1) per rate. The features at `indices` are used, standardized by `mean` and
+    `std`. Learning rates are divided by D and follow a cosine schedule to 0.
     """
     lr = torch.tensor(lrs)[:, None, None] / x.shape[1]
     weights = torch.zeros(len(lrs), classes, x.shape[1] + 1)
@@ -209,6 +208,6 @@ def feature_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def unstandardize(weights: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Convert weights (classes, D + 1) for standardized features to weights for the features themselves."""
+    """Convert weights (classes, D + 1) for standardized features to weights for the original features."""
     kernel = weights[:, :-1] / std
     return torch.cat([kernel, weights[:, -1:] - kernel @ mean[:, None]], -1)

@@ -7,14 +7,14 @@ from torch import Tensor
 
 __all__ = ["principal_axes"]
 
-CHUNK_SIZE = 10_000  # features that are converted to float64 at a time, which bounds the memory
+CHUNK_SIZE = 10_000  # number of features converted to float64 at a time, to bound memory
 
 
 def principal_axes(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the variances (D,) of features (N, D) along their principal axes, and the axes (D, D), in float64.
 
-    The variances decrease, and column i of the second tensor is axis i: the eigenvalues and eigenvectors of the
-    unbiased covariance matrix.
+    These are the eigenvalues, in decreasing order, and the eigenvectors, one per column, of the unbiased covariance
+    matrix.
     """
     dim = x.shape[1]
     total = torch.zeros(dim, dtype=torch.float64)

@@ -1,7 +1,7 @@
 """Baselines without a network: PCA of raw pixels, and k-means of patches (Coates, Lee & Ng 2011).
 
-The features of Coates et al., one layer that is learned without gradients, are a strong baseline for small
-self-supervised networks.
+The features of Coates et al., a single layer learned without gradients, are a strong baseline for small self-supervised
+networks.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ from jepa.evaluation.pca import principal_axes
 
 __all__ = ["PatchDictionary", "pca_features"]
 
-PATCH_SIDE = 6  # pixels, as in the paper
-NUM_CENTROIDS = 800  # the paper has up to 4,000
+PATCH_SIDE = 6  # patch size in pixels, as in the paper
+NUM_CENTROIDS = 800  # number of clusters; up to 4,000 in the paper
 KMEANS_ROUNDS = 20
 MAX_DICTIONARY_IMAGES = 10_000
 NUM_DICTIONARY_PATCHES = 200_000
-ENCODE_BATCH_SIZE = 10  # images: 450 images a second on two cores, against 270 with batches of 100
+ENCODE_BATCH_SIZE = 10  # number of images encoded at a time; 450 images/s on two cores, 270 with batches of 100
 
 
 def pca_features(train: Features, test: Features, dim: int) -> tuple[Features, Features]:
-    """Project features to their first `dim` principal axes, which are fitted on `train`."""
+    """Project features onto the first `dim` principal axes of `train`."""
     mean = train.x.mean(0)
     axes = principal_axes(train.x)[1][:, :dim].float()
     return replace(train, x=(train.x - mean) @ axes), replace(test, x=(test.x - mean) @ axes)
 
 
 class PatchDictionary:
-    """Centroids of whitened patches of some images, by k-means.
+    """K-means centroids of whitened patches.
 
     The features of an image are the similarities of its patches to each centroid, averaged over each quadrant.
     """
 
     def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
         generator = torch.Generator().manual_seed(0)
-        chosen = indices[evenly_spaced(len(indices), MAX_DICTIONARY_IMAGES)]
-        patches_per_image = -(-NUM_DICTIONARY_PATCHES // len(chosen))
+        sampled = indices[evenly_spaced(len(indices), MAX_DICTIONARY_IMAGES)]
+        patches_per_image = -(-NUM_DICTIONARY_PATCHES // len(sampled))
         samples = []
-        for _, images in small_images(dataset, chosen):
+        for _, images in small_images(dataset, sampled):
             patches = normalize_contrast(F.unfold(images, PATCH_SIDE)).mT  # (B, P, D)
             positions = torch.randint(patches.shape[1], (len(patches), patches_per_image), generator=generator)
             samples.append(patches.gather(1, positions[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))
@@ -56,7 +56,7 @@ class PatchDictionary:
         self.centroids = kmeans((patches - self.mean) @ self.whitening, NUM_CENTROIDS, generator)
 
     def features(self, dataset: ImageDataset, indices: Tensor) -> Features:
-        """Return the features of the images at `indices`, (N, 4 · centroids)."""
+        """Return the features (N, 4 · centroids) of the images at `indices`."""
         used, features = [], []
         batches = small_images(dataset, indices)
         total = -(-len(indices) // BATCH_SIZE)
@@ -66,7 +66,7 @@ class PatchDictionary:
         return as_features(torch.cat(features), [features[0].shape[1]], torch.cat(used), dataset)
 
     def encode(self, images: Tensor) -> Tensor:
-        """Map images (B, C, H, W) to features (B, 4 · centroids): the triangle activation (section 3.2.2)."""
+        """Encode images (B, C, H, W) as features (B, 4 · centroids) by the triangle activation (section 3.2.2)."""
         patches = (normalize_contrast(F.unfold(images, PATCH_SIDE)).mT - self.mean) @ self.whitening
         distances = torch.cdist(patches, self.centroids)
         activations = (distances.mean(-1, keepdim=True) - distances).clamp(min=0)
@@ -75,16 +75,16 @@ class PatchDictionary:
 
 
 def normalize_contrast(patches: Tensor) -> Tensor:
-    """Normalize each patch of (B, D, P) to mean 0 and standard deviation 1.
+    """Normalize each patch of (B, D, P) to zero mean and unit standard deviation.
 
-    The paper's constant, 10 for pixels from 0 to 255, is added to the variance.
+    As in the paper, 10 is added to the variance of pixels from 0 to 255; here, pixels are in [0, 1].
     """
     centered = patches - patches.mean(1, keepdim=True)
     return centered / (centered.var(1, keepdim=True) + 10 / 255**2).sqrt()
 
 
 def kmeans(x: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return centroids (count, D) of points (N, D) by Lloyd's algorithm; empty clusters keep their centroid."""
+    """Return centroids (count, D) of points (N, D) by Lloyd's algorithm. Empty clusters keep their centroid."""
     centroids = x[torch.randperm(len(x), generator=generator)[:count]].clone()
     for _ in range(KMEANS_ROUNDS):
         nearest = torch.cat([torch.cdist(chunk, centroids).argmin(1) for chunk in x.split(10_000)])

@@ -1,4 +1,4 @@
-"""Projection of features to two dimensions: UMAP, or PCA if umap-learn is not installed."""
+"""Projection of features to two dimensions by UMAP, or by PCA if umap-learn is not installed."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from jepa.evaluation.pca import principal_axes
 
 __all__ = ["Projection", "project"]
 
-MAX_POINTS = 5000
-NUM_NEIGHBORS = 15  # the default of umap-learn
+MAX_POINTS = 5000  # maximum number of projected images
+NUM_NEIGHBORS = 15  # number of neighbors for UMAP, the default of umap-learn
 
 
 @dataclass(frozen=True)
 class Projection:
-    """Features in two dimensions."""
+    """Features projected to two dimensions."""
 
     points: Tensor  # (M, 2)
     labels: Tensor | None  # (M,)
@@ -33,8 +33,8 @@ class Projection:
 def project(features: Features) -> Projection:
     """Project up to 5,000 features, evenly spaced over the split, to two dimensions.
 
-    UMAP (McInnes et al. 2018, arXiv 1802.03426) uses the cosine distance of centered features, as kNN does, and a fixed
-    seed. PCA is used if umap-learn is not installed or there are too few images.
+    UMAP (McInnes et al. 2018, arXiv 1802.03426) is run with a fixed seed on the cosine distance of centered features,
+    as in kNN. PCA is used if umap-learn is not installed or there are too few images.
     """
     indices = evenly_spaced(len(features.x), MAX_POINTS)
     x = features.x[indices] - features.x.mean(0)
@@ -46,16 +46,16 @@ def project(features: Features) -> Projection:
 
 
 def umap_points(x: Tensor) -> Tensor:
-    """Return centered features (N, D) in two dimensions (N, 2) by UMAP."""
+    """Project centered features (N, D) to two dimensions by UMAP."""
     unit = F.normalize(x, dim=-1)
     nearest = [(chunk @ unit.T).topk(NUM_NEIGHBORS) for chunk in unit.split(1000)]
-    cosines, neighbors = torch.cat([each.values for each in nearest]), torch.cat([each.indices for each in nearest])
+    cosines, neighbors = torch.cat([top.values for top in nearest]), torch.cat([top.indices for top in nearest])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn warns that TensorFlow is missing, and that a seed disables threads
+        warnings.simplefilter("ignore")  # umap-learn warns about missing TensorFlow, and that a seed disables threads
         from umap.umap_ import UMAP
 
-        # umap-learn's own search for neighbors takes ten times as long
+        # the neighbor search of umap-learn takes ten times as long
         precomputed = (neighbors.numpy(), (1 - cosines).clamp(min=0).numpy())
         model = UMAP(n_neighbors=NUM_NEIGHBORS, precomputed_knn=precomputed, random_state=0)
         return torch.as_tensor(model.fit_transform(x.numpy()))

@@ -1,8 +1,8 @@
-"""How well the predictor of a Saccade JEPA knows what a saccade does, which needs no labels.
+"""Label-free evaluation of how well the predictor models saccades.
 
-From one fixation and a saccade, the predicted view must be retrieved among 32 fixations of the *same* image. Retrieval
-among fixations of different images is easier, because their content differs, and is reported separately. With a wrong
-saccade, retrieval must be worse.
+Given a fixation and a saccade, the resulting view must be retrieved among 32 fixations of the *same* image. Retrieval
+among fixations of different images is easier, because their content differs, and is reported separately. As a control,
+retrieval should be worse with a wrong saccade.
 """
 
 from __future__ import annotations
@@ -21,23 +21,23 @@ from jepa.transforms.saccade import Geometry
 
 __all__ = ["BATCH_SIZE", "has_saccade_predictor", "saccade_retrieval"]
 
-MAX_IMAGES = 512
-NUM_FIXATIONS = 32  # of each image, after the first one
-BATCH_SIZE = 32  # images, among which a view is retrieved in `across`
-NUM_BINS = 5  # of the length of the saccade
+MAX_IMAGES = 512  # maximum number of evaluated images
+NUM_FIXATIONS = 32  # number of candidate fixations per image, excluding the first
+BATCH_SIZE = 32  # number of images per batch, the candidates of `across`
+NUM_BINS = 5  # number of bins of saccade length
 
 
 class Embeddings(NamedTuple):
     """Predicted and actual embeddings of a batch of images, of width D."""
 
-    predicted: Tensor  # (B, 32, D), from the first fixation and each saccade
-    after: Tensor  # (B, 32, D), of the teacher after each saccade
-    before: Tensor  # (B, 1, D), of the teacher at the first fixation
-    length: Tensor  # (B, 32) of each saccade, in sides of a view
+    predicted: Tensor  # (B, 32, D): predictions from the first fixation and each saccade
+    after: Tensor  # (B, 32, D): teacher embeddings after each saccade
+    before: Tensor  # (B, 1, D): teacher embedding of the first fixation
+    length: Tensor  # (B, 32): length of each saccade, in view sides
 
 
 def has_saccade_predictor(objective: Objective) -> TypeGuard[Saccade]:
-    """Return whether an objective has a predictor that is given saccades."""
+    """Return whether an objective has a predictor conditioned on saccades."""
     return isinstance(objective, Saccade) and objective.predictor is not None
 
 
@@ -45,23 +45,23 @@ def has_saccade_predictor(objective: Objective) -> TypeGuard[Saccade]:
 def saccade_retrieval(objective: Objective, dataset: ImageDataset, indices: Tensor) -> dict[str, Any] | None:
     """Evaluate the predictor of a Saccade JEPA on up to 512 images of `indices`.
 
-    `top1` (accuracy in percent) and `mrr` (mean reciprocal rank) are those of the actual view after the saccade:
-    `same image` among 32 fixations of the same image; `shuffled` the same, if the predictor is given the saccade to
-    another of the 32; `across` among fixations of 32 images. `errors` are the squared errors of the prediction, of the
-    prediction with a wrong saccade, and of predicting no change, divided by the variance of the embeddings. They are
-    means over saccades of similar length; `lengths` are the mean lengths, in view sides. None is returned if the
-    objective has no such predictor, or if there are fewer than 32 images.
+    `top1` (accuracy in percent) and `mrr` (mean reciprocal rank) measure retrieval of the actual view after a saccade.
+    `same image` retrieves it among 32 fixations of the same image, `shuffled` likewise but from a wrong saccade (that
+    to a different one of the 32), and `across` among fixations of 32 images. `errors` are the squared errors of the
+    prediction, of the prediction from a wrong saccade, and of predicting no change, divided by the variance of the
+    embeddings. They are averaged over saccades of similar length; `lengths` are the mean lengths, in view sides.
+    Returns None if the objective has no such predictor, or if there are fewer than 32 images.
     """
     if not has_saccade_predictor(objective):
         return None
     device = objective.context.device
-    chosen = indices[evenly_spaced(len(indices), MAX_IMAGES)]
-    decoded = [dataset.read(batch) for batch in chosen.split(BATCH_SIZE)]
+    subset = indices[evenly_spaced(len(indices), MAX_IMAGES)]
+    decoded = [dataset.read(batch) for batch in subset.split(BATCH_SIZE)]
     pixels = torch.cat([batch.pixels[batch.readable] for batch in decoded])
     with eval_mode(objective):
         embeddings = [
-            embed_fixations(objective, batch.to(device), Rng(0, number, torch.arange(BATCH_SIZE, device=device)))
-            for number, batch in enumerate(pixels.split(BATCH_SIZE))
+            embed_fixations(objective, batch.to(device), Rng(0, i, torch.arange(BATCH_SIZE, device=device)))
+            for i, batch in enumerate(pixels.split(BATCH_SIZE))
             if len(batch) == BATCH_SIZE  # retrieval among fewer images would be easier
         ]
     return summarize(embeddings) if embeddings else None
@@ -71,13 +71,13 @@ def embed_fixations(objective: Saccade, pixels: Tensor, rng: Rng) -> Embeddings:
     """Embed 33 fixations of each image, and predict 32 of them from the first."""
     canvas = (pixels.shape[-2], pixels.shape[-1])
     geometry = Geometry(objective.config.fixations, canvas, objective.geometry.size)
-    first, others = geometry.sample_many(rng, NUM_FIXATIONS)
+    first, candidates = geometry.sample_many(rng, NUM_FIXATIONS)
     (first_views,) = geometry.render(pixels, first)
-    (other_views,) = geometry.render(pixels.repeat_interleave(NUM_FIXATIONS, 0), others)
-    saccade = first.repeat(NUM_FIXATIONS).inverse().of(others)
+    (candidate_views,) = geometry.render(pixels.repeat_interleave(NUM_FIXATIONS, 0), candidates)
+    saccade = first.repeat(NUM_FIXATIONS).inverse().of(candidates)
     context = objective.embed(objective.context, first_views)
     predicted = objective.predict(context.repeat_interleave(NUM_FIXATIONS, 0), saccade)
-    after, before = objective.embed(objective.target, other_views), objective.embed(objective.target, first_views)
+    after, before = objective.embed(objective.target, candidate_views), objective.embed(objective.target, first_views)
     length = saccade.shift.norm(dim=-1)
     predicted, after, before, length = (
         x.flatten(1).unflatten(0, (len(pixels), -1)).cpu() for x in (predicted, after, before, length[:, None])
@@ -108,7 +108,7 @@ def summarize(batches: list[Embeddings]) -> dict[str, Any]:
     variance = (after - after.mean(0)).square().sum(-1).mean().clamp(min=1e-12)
     edges = length.quantile(torch.linspace(0, 1, NUM_BINS + 1))
     bin_of = torch.bucketize(length, edges[1:-1])
-    bins = bin_of.unique().tolist()  # a single one if all saccades are rotations
+    bins = bin_of.unique().tolist()  # a single bin if all saccades are rotations
     scores |= {"images": len(batches) * BATCH_SIZE, "fixations": NUM_FIXATIONS}
     scores["lengths"] = [round(float(length[bin_of == i].mean()), 4) for i in bins]
     scores["errors"] = {}
@@ -119,11 +119,12 @@ def summarize(batches: list[Embeddings]) -> dict[str, Any]:
 
 
 def rank(predicted: Tensor, after: Tensor) -> Tensor:
-    """Return the rank, from 1, of each actual embedding by its distance from the prediction, flattened.
+    """Return the rank, from 1, of each actual embedding by distance to its prediction, flattened.
 
-    `predicted` and `after` are (rows, candidates, D), and the candidates are those of the same row. Ties count against
-    the prediction, so that collapsed embeddings have the worst rank.
+    `predicted` and `after` are (rows, candidates, D); the candidates are the embeddings of the same row. Ties count
+    against the prediction, so collapsed embeddings get the worst rank.
     """
-    distance = torch.cdist(predicted, after, compute_mode="donot_use_mm_for_euclid_dist")  # the other mode is imprecise
+    # the default mode is imprecise
+    distance = torch.cdist(predicted, after, compute_mode="donot_use_mm_for_euclid_dist")
     actual = distance.diagonal(dim1=1, dim2=2)[..., None]
     return (distance <= actual).sum(-1).flatten()

@@ -1,4 +1,4 @@
-"""The scores of features and of encoders: kNN, linear probes, RankMe and correlation dimension."""
+"""Scores of features and encoders: kNN, linear probes, RankMe and correlation dimension."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from jepa.evaluation.linear_probe import few_labels, linear_probe
 
 __all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "has_classes", "score", "score_encoders"]
 
-MAX_PIXEL_IMAGES = 50_000  # training images whose raw pixels are fitted, 600 MB
-MAX_DIMENSION_POINTS = 10_000  # images that a correlation dimension is estimated from
+MAX_PIXEL_IMAGES = 50_000  # maximum number of training images for raw pixels, 600 MB
+MAX_DIMENSION_POINTS = 10_000  # maximum number of images for the correlation dimension
 
 
 def score_encoders(
@@ -25,8 +25,8 @@ def score_encoders(
 ) -> dict[str, Any]:
     """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
 
-    Scores are percentages rounded to 0.01; those that need more images or labels than there are, are missing. Features
-    are kept in `store`; `workers` processes decode the images.
+    Accuracies are in percent and all scores are rounded; scores that need more images or labels are omitted. Features
+    are kept in `store`; `workers` is the number of processes that decode images.
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
@@ -41,7 +41,7 @@ def score_encoders(
         results[name] = score(name, train_features, test_features) | collapse
     dataset, indices = train
     test_pixels = pixel_features(*test)
-    train_pixels = test_pixels  # not used without classes
+    train_pixels = test_pixels  # unused without classes
     if has_classes(dataset, test[0]):
         train_pixels = pixel_features(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
     results["pixels"] = score("raw pixels", train_pixels, test_pixels)
@@ -49,14 +49,14 @@ def score_encoders(
 
 
 def has_classes(train: ImageDataset, test: ImageDataset) -> bool:
-    """Return whether both datasets have labels, those of `train` of at least two classes."""
+    """Return whether both datasets have labels, with at least two classes in `train`."""
     return train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1
 
 
 def score(name: str, train: Features, test: Features) -> dict[str, Any]:
     """Return the scores of features: kNN and linear probes if there are labels, and the correlation dimension.
 
-    `name` is shown on the progress bar. Scores that need more images than there are, are missing.
+    `name` is shown on the progress bar. Scores that need more images are omitted.
     """
     scores = _label_scores(name, train, test)
     with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
@@ -67,7 +67,7 @@ def score(name: str, train: Features, test: Features) -> dict[str, Any]:
 
 
 def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
-    """Return the scores that need labels, or nothing if there are none."""
+    """Return the scores that need labels, or an empty dict without labels of at least two classes."""
     if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
         return {}
     scores: dict[str, Any] = {}
@@ -84,12 +84,12 @@ def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
             scores["knn"] = scores["knn_by_neighbours"][HEADLINE_K]
         begin("linear probe")
         scores["linear"], scores["penalty"] = linear_probe(train, test)
-        begin("linear probe of the last four layers")
+        begin("linear probe on the last four layers")
         if train.last4 is not None:
             scores["linear_last4"], _ = linear_probe(train, test, last4=True)
-        for key, share in (("linear_10pc", 0.1), ("linear_1pc", 0.01)):
-            begin(f"linear probe with {share:.0%} of the labels")
-            if (accuracy := few_labels(train, test, share)) is not None:
+        for key, fraction in (("linear_10pc", 0.1), ("linear_1pc", 0.01)):
+            begin(f"linear probe with {fraction:.0%} of the labels")
+            if (accuracy := few_labels(train, test, fraction)) is not None:
                 scores[key] = accuracy
     return scores
 

@@ -1,4 +1,4 @@
-"""Objectives: methods that train an encoder."""
+"""Objectives, the methods that train an encoder."""
 
 from jepa.config import OBJECTIVES, Config
 from jepa.objectives.base import Objective
@@ -7,6 +7,6 @@ __all__ = ["Objective", "build_objective"]
 
 
 def build_objective(config: Config) -> Objective:
-    """Build the objective of a config, with new weights from torch's global generator."""
+    """Build the objective of a config, initialized with torch's global generator."""
     objective: Objective = OBJECTIVES.implementation(config.objective)(config)
     return objective

@@ -1,6 +1,6 @@
-"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict the representations of target blocks from one context block.
+"""I-JEPA (Assran et al. 2023, arXiv 2301.08243): predict representations of target blocks from a context block.
 
-Shapes: B images, N tokens of the grid, D encoder width, P predictor width, K context tokens, M targets, T tokens each.
+Shapes: B images, N tokens in the grid, D encoder width, P predictor width, K context tokens, M targets of T tokens.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ __all__ = ["IJepa", "IJepaInputs", "Predictor"]
 
 
 class IJepaInputs(NamedTuple):
-    """One view of every image, and its masks."""
+    """One view of each image, and its masks."""
 
     images: Tensor  # (B, C, H, W) floats in [0, 1]
     masks: Masks
@@ -52,8 +52,8 @@ class Predictor(nn.Module):
     def forward(self, context: Tensor, masks: Masks) -> Tensor:
         """Predict target tokens (B, M, T, D) from context tokens (B, K, D).
 
-        The input at each target token is a shared mask token plus the position embedding. Target blocks are predicted
-        independently of each other.
+        The input for each target token is a shared mask token plus its position embedding. Target blocks are predicted
+        independently.
         """
         batch, count, size = masks.targets.shape
         context_tokens = self.embed(context) + self.positions[masks.context]  # (B, K, P)
@@ -66,7 +66,7 @@ class Predictor(nn.Module):
 
 
 class IJepa(Objective):
-    """A context encoder, a target encoder that is its moving average, and a predictor between them."""
+    """I-JEPA: a context encoder, its EMA as the target encoder, and a predictor."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ class IJepa(Objective):
         return distance(predicted, targets, reduction="none").mean(-1)
 
     def after_step(self, progress: float) -> None:
-        """Update the moving average of the context encoder."""
+        """Update the target encoder, an EMA of the context encoder."""
         ema_update(
             self.target,
             self.context,
@@ -124,7 +124,7 @@ class IJepa(Objective):
         )
 
     def describe(self) -> str:
-        """Return the number of context and target tokens, and the shares that are dropped and padded."""
+        """Describe the masks in one line."""
         masks = self.masks
         kept, padding = 100 * masks.context_kept, 100 * masks.context_padding
         return (
@@ -137,7 +137,7 @@ class IJepa(Objective):
         return {"target": self.target, "context": self.context}
 
     def collapse_advice(self) -> str:
-        """Advise stronger regularization or a slower target encoder than this run has."""
+        """Advise stronger regularization or a slower target encoder."""
         variance, covariance = (max(0.1, 2 * weight) for weight in (self.config.variance, self.config.covariance))
         return (
             f"try --objective.variance {variance:g} --objective.covariance {covariance:g}, a lower --optim.lr, or an "
@@ -146,13 +146,13 @@ class IJepa(Objective):
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:
-    """Average the valid tokens of (B, K, D) to (B, D)."""
+    """Average the valid tokens of x (B, K, D) into (B, D)."""
     weight = valid.to(x.dtype)[..., None]
     return (x * weight).sum(1) / weight.sum(1)
 
 
 def block_mean(loss: Tensor, valid: Tensor) -> Tensor:
-    """Average a loss (B, M, T) over the valid tokens of a target, then its non-empty targets, then images."""
+    """Average a loss (B, M, T) over valid tokens per target, then over non-empty targets, then over images."""
     weight = valid.to(loss.dtype)
     num_tokens = weight.sum(-1)
     targets = (loss * weight).sum(-1) / num_tokens.clamp(min=1)

@@ -1,4 +1,4 @@
-"""Regularizers against collapse: variance and covariance over the global batch (VICReg, Bardes et al. 2022)."""
+"""Regularizers that prevent collapse: variance and covariance over the global batch (VICReg, Bardes et al. 2022)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["covariance_matrix", "feature_std", "variance_covariance"]
 def covariance_matrix(x: Tensor) -> Tensor:
     """Return the unbiased covariance (D, D) of embeddings (B, D) over all processes, in fp32 or fp64.
 
-    With gradient accumulation it is the covariance of one microbatch.
+    With gradient accumulation, this is the covariance over one microbatch.
     """
     with torch.autocast(x.device.type, enabled=False):  # bf16 would round variances to three digits
         x = full_precision(x)
@@ -25,7 +25,7 @@ def covariance_matrix(x: Tensor) -> Tensor:
 
 
 def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tuple[Tensor, Tensor]:
-    """Return the variance and the covariance term of embeddings (B, D), equations 1 and 3 of VICReg.
+    """Return the variance and covariance terms of embeddings (B, D), equations 1 and 3 of VICReg.
 
     The variance term is the mean over dimensions of max(0, hinge - sqrt(var + eps)). The covariance term is the sum of
     the squared off-diagonal entries of the covariance matrix, divided by D.
@@ -37,7 +37,7 @@ def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tup
 
 
 def feature_std(x: Tensor) -> Tensor:
-    """Return the mean standard deviation of the dimensions of L2-normalized features (N, D), a scalar.
+    """Return the standard deviation of L2-normalized features (N, D), averaged over dimensions.
 
     It is 0 for collapsed features and 1 / sqrt(D) for isotropic ones.
     """

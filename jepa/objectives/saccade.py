@@ -1,6 +1,6 @@
 """Saccade JEPA: predict the teacher's embedding after an eye movement from the student's embedding before it.
 
-Shapes: B images, N tokens of a view's grid, D encoder width, P predictor width, F features of a saccade.
+Shapes: B images, N tokens per view, D encoder width, P predictor width, F saccade features.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ __all__ = ["GridPredictor", "MLPPredictor", "Saccade", "SaccadeInputs", "mlp"]
 
 
 class SaccadeInputs(NamedTuple):
-    """Two views of each image, and the movement from the first to the second."""
+    """Two views of each image, and the saccade from the first to the second."""
 
     context: Tensor  # (B, C, h, w) floats in [0, 1], for the student
     target: Tensor  # (B, C, h, w), for the teacher
@@ -33,7 +33,7 @@ class SaccadeInputs(NamedTuple):
 
 
 def sample_saccades(batch: Batch, geometry: Geometry, rng: Rng) -> SaccadeInputs:
-    """Sample two fixations of each image in a random order, and render their views."""
+    """Sample two fixations per image in random order, and render their views."""
     geometry = geometry.for_images(batch.images)
     before, after = geometry.sample(rng)
     context, target = geometry.render(batch.images, before, after)
@@ -41,7 +41,7 @@ def sample_saccades(batch: Batch, geometry: Geometry, rng: Rng) -> SaccadeInputs
 
 
 def mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
-    """Build three linear layers with GELU in between."""
+    """Build an MLP of three linear layers with GELU in between."""
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
     )
@@ -56,12 +56,12 @@ class MLPPredictor(nn.Module):
         self.layers = mlp(dim, hidden, dim)
 
     def forward(self, x: Tensor, saccade: Tensor) -> Tensor:
-        """Map embeddings (B, D) and the features of saccades (B, F) to embeddings (B, D)."""
+        """Map embeddings (B, D) and saccade features (B, F) to embeddings (B, D)."""
         return self.layers(x + self.saccade(saccade))  # type: ignore[no-any-return]
 
 
 class GridPredictor(nn.Module):
-    """Predicts the tokens after a saccade with a transformer. The saccade is added to each token."""
+    """Predicts the tokens after a saccade with a transformer. An embedding of the saccade is added to each token."""
 
     positions: Tensor
 
@@ -73,13 +73,13 @@ class GridPredictor(nn.Module):
         self.register_buffer("positions", sincos_positions(width, grid, grid), persistent=False)
 
     def forward(self, x: Tensor, saccade: Tensor) -> Tensor:
-        """Map tokens (B, N, D) and the features of saccades (B, F) to tokens (B, N, D)."""
+        """Map tokens (B, N, D) and saccade features (B, F) to tokens (B, N, D)."""
         tokens = self.embed(x) + self.positions + self.saccade(saccade)[:, None]
         return self.project(self.trunk(tokens))  # type: ignore[no-any-return]
 
 
 class Saccade(Objective):
-    """A student, a teacher that is its moving average, and a predictor that is given the movement between views."""
+    """Saccade JEPA: a student, its EMA as the teacher, and a predictor conditioned on the saccade."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -108,7 +108,7 @@ class Saccade(Objective):
         return self
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
-        """Sample two fixations of each image."""
+        """Sample two fixations per image and render their views."""
         return sample_saccades(batch, self.geometry, rng)
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
@@ -140,23 +140,23 @@ class Saccade(Objective):
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def embed(self, encoder: Encoder, views: Tensor) -> Tensor:
-        """Encode views to the inputs of the predictor: embeddings (B, D), or tokens (B, N, D)."""
+        """Encode views as inputs of the predictor: embeddings (B, D) or tokens (B, N, D)."""
         x = full_precision(encoder(views).x)
         return encoder.backbone.pool(x) if self.config.predictor == "mlp" else x
 
     def predict(self, x: Tensor, saccade: Pose) -> Tensor:
-        """Predict embeddings (B, D), or tokens (B, N, D), after a saccade."""
+        """Predict embeddings (B, D) or tokens (B, N, D) after a saccade."""
         assert self.predictor is not None
         return full_precision(self.predictor(x, self.geometry.features(saccade).to(x.dtype)))
 
     def after_step(self, progress: float) -> None:
-        """Update the moving average of the student, including the statistics of BatchNorm."""
+        """Update the teacher, an EMA of the student including BatchNorm statistics."""
         ema_update(
             self.target, self.context, momentum(progress, self.config.ema_half_life, self.config.ema_half_life_end)
         )
 
     def describe(self) -> str:
-        """Return the size of the views and of the movements."""
+        """Describe the views and saccades in one line."""
         return self.geometry.describe()
 
     def encoders(self) -> dict[str, Encoder]:
@@ -164,7 +164,7 @@ class Saccade(Objective):
         return {"target": self.target, "context": self.context}
 
     def collapse_advice(self) -> str:
-        """Advise stronger regularization or a slower teacher than this run has."""
+        """Advise stronger regularization or a slower teacher."""
         variance = 2 * self.config.variance if self.config.variance else 0.2
         return (
             f"try --objective.variance {variance:g}, a lower --optim.lr, or an --objective.ema-half-life above "
@@ -173,7 +173,7 @@ class Saccade(Objective):
 
 
 def grid_of(encoder: Encoder, size: tuple[int, int]) -> tuple[int, int]:
-    """Return the grid of tokens of an image of this size."""
+    """Return the token grid of an image of this size."""
     with torch.no_grad(), eval_mode(encoder):
         grid: tuple[int, int] = encoder(torch.zeros(1, len(encoder.mean), *size)).grid
     return grid

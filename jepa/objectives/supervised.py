@@ -1,4 +1,4 @@
-"""Supervised training, a baseline that is not a JEPA."""
+"""Supervised training, a non-JEPA baseline."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class SupervisedInputs(NamedTuple):
 
 
 class Supervised(Objective):
-    """An encoder and a linear classifier on its averaged tokens."""
+    """Supervised training of an encoder with a linear classifier on its average token."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -41,12 +41,12 @@ class Supervised(Objective):
         """Crop one view of each image. Raises `InputError` if the images have no labels."""
         if batch.labels is None:
             raise InputError(
-                "the objective supervised requires labels, which these images do not have; choose a source with classes"
+                "the supervised objective requires labels, but the images have none; choose a source with classes"
             )
         return SupervisedInputs(crop(batch.images, self.config.crop, self.size, rng), batch.labels)
 
     def forward(self, inputs: SupervisedInputs) -> dict[str, Tensor]:
-        """Return the cross-entropy as "loss", the mean over images."""
+        """Return the cross-entropy as "loss", averaged over images."""
         pooled = full_precision(self.encoder.backbone.pool(self.encoder(inputs.images).x))
         return {
             "loss": F.cross_entropy(self.head(pooled), inputs.labels),
@@ -54,7 +54,7 @@ class Supervised(Objective):
         }
 
     def describe(self) -> str:
-        """Return the number of classes."""
+        """Describe the classes in one line."""
         return f"labels of {self.config.classes} classes (a baseline)"
 
     def encoders(self) -> dict[str, Encoder]:

@@ -1,4 +1,4 @@
-"""VICReg (Bardes et al. 2022, arXiv 2105.04906) on two fixations: the baseline for Saccade JEPA."""
+"""VICReg (Bardes et al. 2022, arXiv 2105.04906) on two fixations, the baseline of Saccade JEPA."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ __all__ = ["VICReg"]
 
 
 def expander(dim: int, width: int) -> nn.Sequential:
-    """Build three linear layers with BatchNorm and ReLU in between (section 4.1)."""
+    """Build an MLP of three linear layers with BatchNorm and ReLU in between (section 4.1)."""
     return nn.Sequential(
         *(nn.Linear(dim, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
         *(nn.Linear(width, width, bias=False), nn.BatchNorm1d(width), nn.ReLU()),
@@ -27,7 +27,7 @@ def expander(dim: int, width: int) -> nn.Sequential:
 
 
 class VICReg(Objective):
-    """One encoder for both views, and an expander whose output the losses are computed on."""
+    """VICReg: one encoder for both views, and an expander on whose outputs the loss is computed."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -39,14 +39,14 @@ class VICReg(Objective):
         self.geometry = Geometry(self.config.fixations, config.data.canvas_size, config.data.size)
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
-        """Sample the same two fixations as Saccade JEPA."""
+        """Sample the same two fixations per image as Saccade JEPA."""
         return sample_saccades(batch, self.geometry, rng)
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
         """Return "loss" and its terms (section 4.1).
 
-        As in the paper's code, the variance term is the mean over both views, the covariance term their sum, and the
-        invariance term a mean over dimensions.
+        As in the paper's code, the variance term is averaged over both views, the covariance term is summed over them,
+        and the invariance term is averaged over dimensions.
         """
         pooled = [self.encoder.backbone.pool(self.encoder(x).x) for x in (inputs.context, inputs.target)]
         first, second = (full_precision(self.expander(x)) for x in pooled)
@@ -60,7 +60,7 @@ class VICReg(Objective):
         return {"loss": loss} | {name: term.detach() for name, term in terms.items()}
 
     def describe(self) -> str:
-        """Return the size of the views and of the movements."""
+        """Describe the views and saccades in one line."""
         return self.geometry.describe()
 
     def encoders(self) -> dict[str, Encoder]:

@@ -1,4 +1,4 @@
-"""Comparison of evaluated runs, grouped by seed, as a table and a figure: `jepa compare`."""
+"""Comparison of evaluated runs, grouped over seeds, as a table and a figure: `jepa compare`."""
 
 from __future__ import annotations
 
@@ -23,22 +23,22 @@ from jepa.runs import Run
 __all__ = ["Group", "compare", "comparison_table", "gather"]
 
 DRAWN_SCORES = ("knn", "linear")
-MAX_NAMED_SETTINGS = 3  # in the name of a group
+MAX_NAMED_SETTINGS = 3  # maximum number of settings in the name of a group
 
 
 @dataclass
 class Group:
-    """Runs whose configs differ by the seed only."""
+    """Runs whose configs differ only in the seed."""
 
-    settings: dict[str, Any]  # the flat config, without the seed
+    settings: dict[str, Any]  # flat config, without the seed
     runs: list[Run] = field(default_factory=list)
-    results: list[dict[str, Any]] = field(default_factory=list)  # evaluation.json of each run
+    results: list[dict[str, Any]] = field(default_factory=list)  # contents of evaluation.json, one per run
     name: str = ""
 
     def score(self, row: str, key: str) -> tuple[float, float | None] | None:
         """Return the mean of a score over seeds and, if there are several, its standard deviation.
 
-        None is returned if the score is missing for a run.
+        Returns None if the score is missing for any run.
         """
         values = [result.get(row, {}).get(key) for result in self.results]
         if None in values:
@@ -47,11 +47,12 @@ class Group:
 
 
 def compare(paths: Sequence[Path], figure_path: Path) -> str:
-    """Return a table of evaluated runs, one row for runs that differ by the seed only, and draw it as a figure.
+    """Return a table of evaluated runs, one row per group of runs that differ only in the seed, and draw a figure.
 
-    Raises `InputError` if there are no runs, or if one is not evaluated.
+    Raises `InputError` if no runs are given, if one of them has not been evaluated, or if the extension of the figure
+    is unsupported.
     """
-    require(len(paths) > 0, "no run is given; give run folders that 'jepa evaluate' has evaluated")
+    require(len(paths) > 0, "no run is given; pass one or more evaluated run folders")
     check_figure_path(figure_path)
     groups = gather(paths)
     with matplotlib.rc_context(STYLE):
@@ -62,26 +63,27 @@ def compare(paths: Sequence[Path], figure_path: Path) -> str:
 
 
 def gather(paths: Sequence[Path]) -> list[Group]:
-    """Open runs and group them by config. A run that is given twice counts once.
+    """Open runs and group them by config. Duplicate paths count once.
 
-    Configs are compared as JSON, so that code of the user is not loaded. Raises `InputError`.
+    Configs are compared as JSON, so user code is not loaded. Raises `InputError` if a path is not a run, or if the run
+    has not been evaluated.
     """
     groups: dict[str, Group] = {}
     for path in {path.resolve(): path for path in paths}.values():
         run = Run.open(path)
         settings = flat(read_json(run.path / "config.json"))
-        # a setting that is none and one that did not exist when the run was trained are the same
+        # treat None like a setting that did not exist yet
         settings = {name: value for name, value in settings.items() if value is not None and name != "seed"}
         file = run.path / "evaluation.json"
         if not file.is_file():
-            raise InputError(f"{path} is not evaluated yet; run 'jepa evaluate {path}' first")
+            raise InputError(f"{path} has not been evaluated; run 'jepa evaluate {path}' first")
         try:
             result = json.loads(file.read_text())
             settings["evaluated on"] = result["data"]["source"]
             key = json.dumps([settings, result["data"]], sort_keys=True)
             result["trained"]
         except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged; 'jepa evaluate {path}' writes it again") from error
+            raise InputError(f"{file} is damaged; run 'jepa evaluate {path}' to recreate it") from error
         group = groups.setdefault(key, Group(settings))
         group.runs.append(run)
         group.results.append(result)
@@ -90,12 +92,12 @@ def gather(paths: Sequence[Path]) -> list[Group]:
 
 
 def name_groups(groups: list[Group]) -> None:
-    """Name groups by their experiment, and by the settings that differ between groups of the same experiment."""
+    """Name groups by experiment, and by the settings that differ between groups of the same experiment."""
     for group in groups:
         settings = group.settings
-        others = [other.settings for other in groups if other.settings["name"] == settings["name"]]
-        keys = sorted({key for other in others for key in other} - {"data.mean", "data.std"})
-        differing = [key for key in keys if any(other.get(key) != settings.get(key) for other in others)]
+        related = [other.settings for other in groups if other.settings["name"] == settings["name"]]
+        keys = sorted({key for other in related for key in other} - {"data.mean", "data.std"})
+        differing = [key for key in keys if any(other.get(key) != settings.get(key) for other in related)]
         values = ", ".join(f"{key} {settings[key]}" for key in differing[:MAX_NAMED_SETTINGS] if key in settings)
         group.name = settings["name"] + (f" ({values})" if values else "")
     names = [group.name for group in groups]
@@ -105,7 +107,7 @@ def name_groups(groups: list[Group]) -> None:
 
 
 def comparison_table(groups: list[Group]) -> str:
-    """Return the scores of groups as text: mean ± standard deviation over seeds, with the untrained encoder below."""
+    """Return the scores of groups as text: mean ± standard deviation over seeds, each above its untrained encoder."""
     keys = [key for key in COLUMN_TITLES if any(group.score("trained", key) for group in groups)]
     rows = [["", "seeds", *(COLUMN_TITLES[key] for key in keys)]]
     for group in groups:
@@ -130,7 +132,7 @@ def draw(groups: list[Group]) -> Figure:
 
 
 def draw_scores(axes: Axes, groups: list[Group], key: str) -> None:
-    """Draw one score of every run, and of its untrained encoder as a hollow point."""
+    """Draw one score of every run, with that of its untrained encoder as a hollow point."""
     for y, (group, color) in enumerate(zip(groups, group_colors(groups), strict=True)):
         for row, edge, face, size in (("trained", color, color, 4), ("untrained", GRAY, "none", 7)):
             values = [result[row][key] for result in group.results if key in result.get(row, {})]
@@ -144,18 +146,18 @@ def draw_scores(axes: Axes, groups: list[Group], key: str) -> None:
 
 
 def draw_curves(axes: Axes, groups: list[Group]) -> None:
-    """Draw the online kNN accuracy, or RankMe without labels, of every run by step."""
+    """Draw the online kNN accuracy of every run by step, or RankMe without labels."""
     metrics = [[run.metrics() for run in group.runs] for group in groups]
     key = "knn" if any("knn" in record for runs in metrics for records in runs for record in records) else "rankme"
     for group, runs, color in zip(groups, metrics, group_colors(groups), strict=True):
-        for number, records in enumerate(runs):
+        for i, records in enumerate(runs):
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
-                axes.plot(*zip(*points, strict=True), color=color, label=None if number else group.name)
+                axes.plot(*zip(*points, strict=True), color=color, label=None if i else group.name)
     axes.set(xlabel="step", title="online kNN, %" if key == "knn" else "RankMe during training")
     axes.legend()
 
 
 def group_colors(groups: list[Group]) -> list[str]:
-    """Return a color for each group; they repeat after ten groups."""
-    return [CLASS_COLORS[number % len(CLASS_COLORS)] for number in range(len(groups))]
+    """Return one color per group; colors repeat after ten."""
+    return [CLASS_COLORS[i % len(CLASS_COLORS)] for i in range(len(groups))]

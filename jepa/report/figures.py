@@ -1,4 +1,4 @@
-"""The figures of a run, which `jepa plot` draws. A new figure is a function of an `EvaluationRun` and a line here."""
+"""Figures of a run, drawn by `jepa plot`. To add one, write a function of an `EvaluationRun` and register it here."""
 
 from __future__ import annotations
 
@@ -33,48 +33,48 @@ FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {
 
 
 def draw(name: str, run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figure:
-    """Draw a figure of a run. `patch` is the row and column of the query of the figure `attention`.
+    """Draw a figure of a run. `patch` is the (row, column) of the query patch, for the figure 'attention' only.
 
-    Raises `InputError` if the figure does not apply to the run.
+    Raises `InputError` if the figure does not apply to the run, or if the patch is outside the grid.
     """
     with matplotlib.rc_context(STYLE):
         return attention(run, patch) if name == "attention" else FIGURES[name](run)
 
 
 def save(figure: Figure, target: Path | io.BytesIO) -> None:
-    """Write a figure to a file. Characters that the font does not have are drawn as boxes, without warnings."""
+    """Write a figure to a file. Characters missing from the font are drawn as boxes, without warnings."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph")
         figure.savefig(target)
 
 
 def check_figure_path(path: Path) -> None:
-    """Raise `InputError` if figures cannot be written in the format that a file name ends in."""
+    """Raise `InputError` if the extension is unsupported."""
     require(
         path.suffix in (".png", ".pdf", ".svg"),
-        f"the figure cannot be written to {path}; give a file name that ends in .png, .pdf or .svg",
+        f"cannot write a figure to {path}; use the extension .png, .pdf or .svg",
     )
 
 
 def draw_into(
     path: Path, name: str | None, out: Path | None, patch: tuple[int, int] | None, source: str | None
 ) -> Iterator[Path]:
-    """Draw one figure of the run in `path`, or all that apply to it, and yield the files that are written.
+    """Draw one figure of the run in `path`, or all applicable ones, and yield the paths of the files written.
 
-    They are written into the folder `figures` of the run, or a single one to `out`. Raises `InputError` if a single
-    figure does not apply to the run.
+    Figures are written to the run's folder `figures`, or to `out` if only one is drawn. Raises `InputError` if the
+    name, `out` or `patch` is invalid, or if a single figure does not apply to the run.
     """
     if name is not None and name not in FIGURES:
-        raise InputError(f"there is no figure '{name}'{suggest(name, FIGURES)} ({', '.join(FIGURES)})")
+        raise InputError(f"unknown figure '{name}'{suggest(name, FIGURES)} (available: {', '.join(FIGURES)})")
     if out is not None:
-        require(name is not None, f"--out {out} takes one figure; give its name: {', '.join(FIGURES)}")
+        require(name is not None, f"--out requires the name of one figure: {', '.join(FIGURES)}")
         check_figure_path(out)
-    require(patch is None or name == "attention", f"--patch is {patch}, which only the figure attention takes")
+    require(patch is None or name == "attention", "--patch applies to the figure 'attention' only")
     run = EvaluationRun.open(path, source)
-    for each in [name] if name else FIGURES:
-        target = out or run.folder.path / "figures" / f"{each}.png"
+    for figure_name in [name] if name else FIGURES:
+        target = out or run.folder.path / "figures" / f"{figure_name}.png"
         try:
-            figure = draw(each, run, patch)
+            figure = draw(figure_name, run, patch)
         except InputError:
             if name:
                 raise

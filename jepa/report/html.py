@@ -1,4 +1,4 @@
-"""The report of an evaluated run: one self-contained HTML page, which needs no network and can be printed."""
+"""The report of an evaluated run: a self-contained, printable HTML page that needs no network access."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scor
 
 __all__ = ["verdict", "write_report"]
 
-MIN_TEST_IMAGES = 500  # with fewer, the standard error of an accuracy is about two points or more
-MAX_UNTRAINED_SCORE = 95.0  # percent; above it, the untrained encoder leaves too little to improve
-MIN_GAIN = 2.0  # points above the untrained encoder; less may be due to the seed
+MIN_TEST_IMAGES = 500  # number of test images below which the standard error of an accuracy is two points or more
+MAX_UNTRAINED_SCORE = 95.0  # accuracy in percent above which the untrained encoder leaves too little room to improve
+MIN_GAIN = 2.0  # gain over the untrained encoder in points; smaller ones may be due to the seed
 STYLE = """
 :root { color: #222; background: #fff; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem }
@@ -55,49 +55,49 @@ INPUTS_TITLE = "The model's inputs"
 SECTIONS = {
     "curves": (
         "Training curves",
-        "The losses and the online evaluation during training. A falling loss does not show that the model learns: "
-        "collapsed targets are easy to predict. Online kNN is the accuracy on training images that were held out. "
-        "RankMe is the effective number of dimensions that the features use.",
+        "The losses and the online evaluation during training. A falling loss does not imply that the model learns: "
+        "collapsed targets are easy to predict. Online kNN is the accuracy on held-out training images. "
+        "RankMe is the effective rank of the features.",
     ),
     "umap": (
         "Feature space",
         "Up to 5,000 test images; images with similar features are close to each other. The projection is UMAP with a "
-        "fixed seed, or PCA if umap-learn is not installed. In UMAP, distances between separate groups mean little.",
+        "fixed seed, or PCA if umap-learn is not installed. In UMAP, distances between clusters mean little.",
     ),
     "attention": (
         "Attention",
         "Attention of the outlined patch to all patches, averaged over heads. Each map is scaled from 0 to its "
-        "maximum. Rollout combines all layers (for an Energy Transformer, all steps). Entropy is 1 if a patch attends "
-        "to all patches equally and 0 if it attends to one.",
+        "maximum. Rollout combines all layers (for an Energy Transformer, all steps). Normalized entropy "
+        "is 1 if a patch attends to all patches equally, and 0 if it attends to a single patch.",
     ),
     "dimension": (
         "Correlation dimension",
-        "Left: the share of pairs of images closer than r; the scaling region is shaded. Right: its local slope. "
+        "Left: the fraction of image pairs closer than r; the scaling region is shaded. Right: the local slope. "
         "Boundaries and curvature lower the slope as r grows, so a line in r² is fitted to the filled points. Its "
-        "value at r = 0 is the dimension.",
+        "intercept at r = 0 is the dimension.",
     ),
     "spectrum": (
         "Spectrum",
-        "The variance of the features along their principal axes. If the features collapse, most axes have almost no "
-        "variance.",
+        "The explained variance of the features along their principal axes. In collapsed features, most axes have "
+        "almost no variance.",
     ),
     "masks": (
         INPUTS_TITLE,
-        "From the context, the model predicts the representations of the target blocks.",
+        "The model predicts the representations of the target blocks from the context.",
     ),
     "saccades": (
         INPUTS_TITLE,
         "Two fixations of each image and the saccade between them: shift in view sides, rotation and zoom. The lower "
-        "plot, if the model has a predictor, shows its squared error divided by the variance of the embeddings.",
+        "plot, shown if the model has a predictor, is its squared error divided by the variance of the embeddings.",
     ),
 }
 ANIMATION_CAPTION = (
-    "The outlined patch moves over the images; below is its attention in the last layer, averaged over heads."
+    "The outlined patch moves over the images. Below is its attention in the last layer, averaged over heads."
 )
 
 
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
-    """Write report.html into the folder of a run, from the result of `evaluate_run`, and return its path."""
+    """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
     sections = [heading(run, result), score_section(result)]
     for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3):
         title, caption = SECTIONS[name]
@@ -123,13 +123,17 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
 
 
 def verdict(result: dict[str, Any]) -> str:
-    """Return whether a run learned useful features, by the accuracies beside those of the untrained encoder."""
+    """Return a verdict on whether training improved the features.
+
+    It is based on accuracies relative to the untrained encoder.
+    """
     trained, untrained, pixels = result["trained"], result["untrained"], result.get("pixels", {})
     accuracies = {title: key for title, key in (("kNN", "knn"), ("linear probe", "linear")) if key in trained}
     if not accuracies:
         return (
-            "Without labels, this evaluation cannot show whether the encoder learned useful features. The features use "
-            f"{trained['rankme']:.1f} dimensions (RankMe), those of the untrained encoder {untrained['rankme']:.1f}."
+            "Without labels, this evaluation cannot show whether the encoder learned useful features. The "
+            f"effective rank (RankMe) is {trained['rankme']:.1f}, compared with {untrained['rankme']:.1f} for the "
+            "untrained encoder."
         )
     num_images = result["data"]["test"]
     caution = ""
@@ -150,10 +154,10 @@ def verdict(result: dict[str, Any]) -> str:
     if len(clear) == len(gains):
         summary = "Training improved the features"
     elif clear:
-        summary = f"Training improved the features only by {clear[0]} accuracy"
+        summary = f"Training improved the features only in {clear[0]} accuracy"
     else:
         summary = "Training did not clearly improve the features"
-    return f"{summary}: {comparison}, compared with the same encoder untrained.{caution}"
+    return f"{summary}: {comparison}, compared with the untrained encoder.{caution}"
 
 
 def heading(run: EvaluationRun, result: dict[str, Any]) -> str:
@@ -167,17 +171,15 @@ def heading(run: EvaluationRun, result: dict[str, Any]) -> str:
     lines = [f"<h1>{escape(result['name'])}</h1>", f'<p class="metadata">{escape(metadata)}</p>']
     lines.append(f'<p class="verdict">{escape(verdict(result))}</p>')
     if "left_out" in result:
-        lines.append(f'<p class="missing">Left out: {escape(result["left_out"])}.</p>')
+        lines.append(f'<p class="missing">Omitted: {escape(result["left_out"])}.</p>')
     if unreadable := result.get("unreadable"):
-        example = (
-            f"{len(unreadable)} image{'s' * (len(unreadable) > 1)} that cannot be read, for example {unreadable[0]}"
-        )
-        lines.append(f'<p class="missing">Left out: {escape(example)}.</p>')
+        example = f"{len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)}, for example {unreadable[0]}"
+        lines.append(f'<p class="missing">Skipped: {escape(example)}.</p>')
     return "\n".join(lines)
 
 
 def score_section(result: dict[str, Any]) -> str:
-    """Return the tables of scores: all scores, kNN by number of neighbors, and saccade retrieval."""
+    """Return the score tables: all scores, kNN by number of neighbors, and saccade retrieval."""
     titles = scored_rows(result)
     keys = [key for key in COLUMN_TITLES if any(key in result[name] for name in titles)]
     best = {key: max(result[name].get(key, 0) for name in titles) for key in keys if key not in ("rankme", "dimension")}
@@ -201,10 +203,10 @@ def score_section(result: dict[str, Any]) -> str:
             [title, html_cell(f"{retrieval[name]['top1']:.1f}"), html_cell(f"{retrieval[name]['mrr']:.2f}")]
             for name, title in RETRIEVAL_TITLES.items()
         ]
-        head = f"retrieval of the view after a saccade, among {retrieval['fixations']}"
+        head = f"retrieval of the view after a saccade, among {retrieval['fixations']} views"
         tables.append(html_table([head, "top-1, %", "MRR"], rows))
     protocol = "; ".join(f"{name}: {description}" for name, description in result["protocol"].items())
-    caption = f"The best score of each column is bold. {protocol[0].upper()}{protocol[1:]}."
+    caption = f"The best score of each column is in bold. {protocol[0].upper()}{protocol[1:]}."
     return "\n".join(["<h2>Scores</h2>", *tables, f"<figcaption>{escape(caption)}</figcaption>"])
 
 
@@ -214,14 +216,14 @@ def html_cell(text: str, bold: bool = False) -> str:
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table. The first item of each row is a title, the others are cells in HTML."""
+    """Return a table. The first item of each row is a title; the other items are HTML cells."""
     head = "".join(f"<th>{escape(title)}</th>" for title in header)
     body = "\n".join(f"<tr><td>{escape(title)}</td>{''.join(cells)}</tr>" for title, *cells in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
 
 
 def png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file."""
+    """Return a figure as PNG bytes."""
     buffer = io.BytesIO()
     save(figure, buffer)
     return buffer.getvalue()
@@ -235,7 +237,7 @@ def html_image(data: bytes, title: str, caption: str, css_class: str = "figure")
 
 
 def reproduction(run: EvaluationRun, result: dict[str, Any]) -> str:
-    """Return how to repeat the run, with all settings."""
+    """Return instructions to reproduce the run, with all settings."""
     code = f" --code {run.config.code.file}" if run.config.code else ""
     commands = f"jepa train --config config.json --run runs/again{code}\njepa evaluate runs/again{code}"
     config = json.dumps(to_dict(run.config), indent=2)

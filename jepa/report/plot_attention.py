@@ -1,4 +1,4 @@
-"""Attention maps of a run by layer and by head, and an animation in which the query patch moves."""
+"""Attention maps of a run by layer and by head, and an animation with a moving query patch."""
 
 from __future__ import annotations
 
@@ -24,23 +24,26 @@ from jepa.transforms.crop import resize
 
 __all__ = ["animate_attention", "attention"]
 
-NUM_IMAGES, MAX_LAYERS, MAX_HEADS = 3, 5, 8  # in the figure
-ANIMATED_IMAGES, MAX_FRAMES = 4, 64
-IMAGE_WIDTH, GAP, FRAME_MS = 96, 6, 120  # pixels of an image and between two images; duration of a frame
+NUM_IMAGES, MAX_LAYERS, MAX_HEADS = 3, 5, 8  # numbers of images, layers and heads in the figure
+ANIMATED_IMAGES, MAX_FRAMES = 4, 64  # numbers of images and frames in the animation
+IMAGE_WIDTH, GAP, FRAME_MS = 96, 6, 120  # image width and gap in pixels, frame duration in ms
 COLORMAP = "magma"
 
 
 def attention(run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figure:
     """Draw the attention of one patch by layer and by head, and the entropy of the attention.
 
-    `patch` is the row and column of the query, the central patch by default. Raises `InputError` if it is outside the
+    `patch` is the (row, column) of the query, by default the central patch. Raises `InputError` if it is outside the
     grid, or if the backbone has no attention.
     """
     pixels, weights = images_and_attention(run, NUM_IMAGES)
     height, width = run.grid
     row, column = patch or (height // 2, width // 2)
     if not (0 <= row < height and 0 <= column < width):
-        raise InputError(f"--patch is {row} {column}; give a row of 0 to {height - 1} and a column of 0 to {width - 1}")
+        raise InputError(
+            f"--patch must have a row between 0 and {height - 1} and a column between 0 and {width - 1}, "
+            f"got {row} {column}"
+        )
     query = row * width + column
     layer_name = "step" if isinstance(run.encoders["trained"].backbone, EnergyTransformer) else "layer"
     energy = run.energy_trace
@@ -59,14 +62,14 @@ def attention(run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figur
 
 
 def images_and_attention(run: EvaluationRun, count: int) -> tuple[Tensor, Tensor]:
-    """Return test images (B, C, H, W) in the size of the encoder's input, and their attention (L, B, H, N, N)."""
+    """Return test images (B, C, H, W), resized to the encoder's input size, and their attention (L, B, H, N, N)."""
     encoder = run.encoders["trained"]
     pixels = resize(run.read_images(count), encoder.size)
     weights = attention_weights(encoder, pixels)
     if weights is None:
         raise InputError(
-            f"the backbone {run.config.backbone.kind} has no attention to draw; the figure attention requires a vit or "
-            "energy backbone"
+            f"the backbone {run.config.backbone.kind} has no attention to draw; the figure 'attention' requires a vit "
+            "or energy backbone"
         )
     return pixels, weights
 
@@ -74,7 +77,7 @@ def images_and_attention(run: EvaluationRun, count: int) -> tuple[Tensor, Tensor
 def draw_layers(
     figure: SubFigure, pixels: Tensor, weights: Tensor, *, grid: tuple[int, int], query: int, layer_name: str
 ) -> None:
-    """Draw a row for each image: the image, the attention of some layers averaged over heads, and rollout."""
+    """Draw one row per image: the image, its attention averaged over heads in several layers, and the rollout."""
     layers = torch.linspace(0, len(weights) - 1, min(MAX_LAYERS, len(weights))).round().long().tolist()
     rollouts = rollout(weights)
     axes_grid = figure.subplots(len(pixels), 2 + len(layers), squeeze=False)
@@ -90,40 +93,40 @@ def draw_layers(
 
 
 def draw_heads(figure: SubFigure, weights: Tensor, grid: tuple[int, int], layer_name: str) -> None:
-    """Draw the attention maps of heads (H, N)."""
+    """Draw one attention map per head, from weights (H, N)."""
     heads = weights[:MAX_HEADS]
     axes_grid = figure.subplots(2, -(-len(heads) // 2), squeeze=False).flatten()
     for axes in axes_grid:
         axes.set_axis_off()
-    for number, (axes, head) in enumerate(zip(axes_grid, heads, strict=False), 1):
+    for i, (axes, head) in enumerate(zip(axes_grid, heads, strict=False), 1):
         show_map(axes, head, grid)
-        axes.set_title(f"head {number}", fontsize=8)
+        axes.set_title(f"head {i}", fontsize=8)
     figure.suptitle(f"heads of the last {layer_name}, first image", fontsize=9, x=0.02, ha="left")
 
 
 def draw_entropy(axes: Axes, entropies: Tensor, layer_name: str) -> None:
-    """Draw normalized entropy (L, H) by layer, one line for each head."""
+    """Draw the normalized entropy (L, H) by layer, one line per head."""
     layers = range(1, len(entropies) + 1)
-    for number, head in enumerate(entropies.T):
-        label = None if number else "single head"
+    for i, head in enumerate(entropies.T):
+        label = None if i else "individual heads"
         axes.plot(layers, head.numpy(), color=SKY, linewidth=1, marker="o", markersize=2.5, label=label)
-    axes.plot(layers, entropies.mean(1).numpy(), color=ENCODER_COLORS["trained"], linewidth=2, label="mean of heads")
-    axes.set(ylim=(0, 1.05), xlabel=layer_name, title="entropy / maximum")
+    axes.plot(layers, entropies.mean(1).numpy(), color=ENCODER_COLORS["trained"], linewidth=2, label="mean over heads")
+    axes.set(ylim=(0, 1.05), xlabel=layer_name, title="normalized entropy")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
 
 
 def draw_energy(axes: Axes, trace: dict[str, list[float]]) -> None:
-    """Draw the energy before each step and after the last."""
+    """Draw the energy before the first step and after each step."""
     for name, color in (("total", ENCODER_COLORS["trained"]), ("attention", SKY), ("hopfield", GRAY)):
         axes.plot(trace[name], color=color, marker="o", markersize=2.5, label=name)
-    axes.set(xlabel="step", title="energy of an image")
+    axes.set(xlabel="step", title="energy, mean over images")
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.28))
 
 
 def show_map(axes: Axes, weights: Tensor, grid: tuple[int, int], query: int | None = None) -> None:
-    """Show attention weights (N,) on the grid, on a scale from 0 to their maximum, with the query outlined."""
+    """Show attention weights (N,) on the grid, scaled from 0 to their maximum, with the query outlined if given."""
     axes.imshow(weights.view(grid).numpy(), vmin=0)
     axes.set_axis_off()
     if query is not None:
@@ -131,7 +134,7 @@ def show_map(axes: Axes, weights: Tensor, grid: tuple[int, int], query: int | No
 
 
 def outline_patch(axes: Axes, size: tuple[int, int], grid: tuple[int, int], query: int) -> None:
-    """Outline the query patch on an image of height and width `size`."""
+    """Outline the query patch on an image with height and width `size`."""
     height, width = size[0] / grid[0], size[1] / grid[1]
     row, column = divmod(query, grid[1])
     corner = (column * width - 0.5, row * height - 0.5)
@@ -139,7 +142,7 @@ def outline_patch(axes: Axes, size: tuple[int, int], grid: tuple[int, int], quer
 
 
 def animate_attention(run: EvaluationRun) -> bytes:
-    """Return an animated PNG: the query patch moves over some images; below is the mean attention of the last layer.
+    """Return an animated PNG: a query patch moving over several images, with its mean last-layer attention below.
 
     Raises `InputError` if the backbone has no attention.
     """
@@ -154,7 +157,7 @@ def animate_attention(run: EvaluationRun) -> bytes:
 
 
 def draw_frame(pixels: Tensor, weights: Tensor, grid: tuple[int, int], query: int) -> Image.Image:
-    """Draw images in a row with the query patch outlined, and their attention (B, N) below."""
+    """Draw a row of images with the query outlined, above their attention maps."""
     height = round(IMAGE_WIDTH * pixels.shape[-2] / pixels.shape[-1])
     frame = Image.new("RGB", (len(pixels) * (IMAGE_WIDTH + GAP) - GAP, 2 * height + GAP), "white")
     row, column = divmod(query, grid[1])

@@ -1,4 +1,4 @@
-"""The training curves of a run: losses, online kNN, and measures of collapse."""
+"""Training curves of a run: losses, online kNN, and measures of collapse."""
 
 from __future__ import annotations
 
@@ -15,19 +15,22 @@ from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, INK, new_figure, ref
 
 __all__ = ["curves"]
 
-TITLES = {"knn": "online kNN, %", "feature_std": "std of the features", "rankme": "RankMe"}
+TITLES = {"knn": "online kNN, %", "feature_std": "feature std", "rankme": "RankMe"}
 NOT_LOSSES = {"step", "lr", "images_per_s", "data_wait", "feature_std", "padding", "knn", "rankme", "loss"}
-SMOOTHING = 50  # losses are averaged over the run divided by this
+SMOOTHING = 50  # divisor of the moving average: window = run / 50
 
 
 def curves(run: EvaluationRun) -> Figure:
-    """Draw the losses, online kNN (without labels the standard deviation of the features) and RankMe by step."""
+    """Draw the losses, the online kNN accuracy (without labels, the feature standard deviation) and RankMe by step.
+
+    Raises `InputError` if the run has no logged losses.
+    """
     records = run.folder.metrics()
     losses = [record for record in records if "loss" in record]
     online = [record for record in records if "rankme" in record]
     if not losses:
         raise InputError(
-            f"{run.folder.path} has no logged losses, because it ended before step {run.config.log_every}; continue "
+            f"{run.folder.path} has no logged losses because it ended before step {run.config.log_every}; continue "
             "training with --resume"
         )
     quality = "knn" if any("knn" in record for record in online) else "feature_std"
@@ -62,13 +65,13 @@ def draw_losses(axes: Axes, records: list[dict[str, Any]]) -> None:
 
 
 def moving_average(values: list[float], window: int) -> list[float]:
-    """Return the mean of each value and those before it in a window."""
+    """Return the trailing moving average of values."""
     windows = [values[max(0, end - window) : end] for end in range(1, len(values) + 1)]
     return [sum(part) / len(part) for part in windows]
 
 
 def draw_series(axes: Axes, records: list[dict[str, Any]], key: str) -> None:
-    """Draw one value by step, and its value before training as a horizontal line."""
+    """Draw one metric by step, with its value before training as a horizontal line."""
     points = [(record["step"], record[key]) for record in records if key in record]
     axes.plot(*zip(*points, strict=True), color=ENCODER_COLORS["trained"], marker="o" if len(points) < 30 else None)
     if points[0][0] == 0:

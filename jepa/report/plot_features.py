@@ -1,4 +1,4 @@
-"""The features of a run: their correlation dimension, their spectrum, and their projection to two dimensions."""
+"""Features of a run: their correlation dimension, spectrum, and projection to two dimensions."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from jepa.report.text import row_titles
 
 __all__ = ["dimension", "spectrum", "umap"]
 
-MAX_CLASS_NAME = 18  # characters in a legend
-MAX_SQUARED_RADIUS = 1.3  # up to which slopes are drawn, relative to the largest radius of the scaling region
+MAX_CLASS_NAME = 18  # maximum length of a class name in a legend
+MAX_SQUARED_RADIUS = 1.3  # limit of the drawn slopes, relative to the largest squared radius of the scaling region
 
 
 def dimension(run: EvaluationRun) -> Figure:
-    """Draw C(r) with its scaling region, and the local slopes with the line that is extrapolated to r = 0.
+    """Draw C(r) with its scaling region, and the local slopes, with the fitted line extrapolated to r = 0.
 
     Raises `InputError` if there is no scaling region.
     """
@@ -38,8 +38,8 @@ def dimension(run: EvaluationRun) -> Figure:
             dimensions[name] = estimate
     if "trained" not in dimensions:
         raise InputError(
-            f"the distances of {len(run.test.indices):,} images of {run.test.dataset.name} have no scaling region; a "
-            "correlation dimension requires at least 200 different images"
+            f"the distances between {len(run.test.indices):,} images of {run.test.dataset.name} have no scaling "
+            "region; a correlation dimension requires at least 200 distinct images"
         )
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)
@@ -49,7 +49,7 @@ def dimension(run: EvaluationRun) -> Figure:
         draw_correlation(left, estimate, ENCODER_COLORS[name])
         draw_slopes(right, estimate, ENCODER_COLORS[name], label)
     left.set(
-        xscale="log", yscale="log", xlabel="r, in units of the features", title="C(r), share of pairs closer than r"
+        xscale="log", yscale="log", xlabel="r, in units of the features", title="C(r), fraction of pairs closer than r"
     )
     left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
     left.xaxis.set_major_formatter("{x:g}")
@@ -70,7 +70,7 @@ def draw_correlation(axes: Axes, estimate: Dimension, color: str) -> None:
 
 
 def draw_slopes(axes: Axes, estimate: Dimension, color: str, label: str) -> None:
-    """Draw local slopes against r², hollow outside the scaling region, and the fitted line down to r = 0."""
+    """Draw local slopes against r², hollow outside the scaling region, with the fitted line extrapolated to r = 0."""
     radii, slopes = estimate.radii.numpy(), estimate.slopes.numpy()
     squares = radii[1:] * radii[:-1] / estimate.region[1] ** 2
     inside = (radii[:-1] >= estimate.region[0] * 0.999) & (radii[1:] <= estimate.region[1] * 1.001)
@@ -83,32 +83,32 @@ def draw_slopes(axes: Axes, estimate: Dimension, color: str, label: str) -> None
 
 
 def spectrum(run: EvaluationRun) -> Figure:
-    """Draw the share of the variance along each principal axis of the features, in decreasing order."""
+    """Draw the explained variance of each principal axis of the features, in decreasing order."""
     figure = new_figure(3.0)
     axes = figure.subplots()
     titles = row_titles(run.encoder_names)
     lowest = 1.0
     for name in run.encoders:
         x = run.features(name).x
-        shares = spectrum_of(x).numpy()
-        lowest = min(lowest, float(np.quantile(shares, 0.05)))
+        ratios = spectrum_of(x).numpy()
+        lowest = min(lowest, float(np.quantile(ratios, 0.05)))
         axes.plot(
-            np.arange(1, len(shares) + 1),
-            shares.clip(1e-12),
-            "-" if name in ENCODER_COLORS else "--",  # a context encoder may coincide with the target encoder
+            np.arange(1, len(ratios) + 1),
+            ratios.clip(1e-12),
+            "-" if name in ENCODER_COLORS else "--",  # curves of context and target encoder may coincide
             color=ENCODER_COLORS.get(name, SKY),
             label=f"{titles[name]}: RankMe {rankme(x):.1f}",
         )
     dim = run.encoders["trained"].backbone.dim
-    reference_line(axes, 1 / dim, "equal variance along all axes")
-    axes.set(yscale="log", xlabel=f"principal axis, 1 to {dim}", title="share of the variance")
+    reference_line(axes, 1 / dim, "equal variance on all axes")
+    axes.set(yscale="log", xlabel=f"principal axis, 1 to {dim}", title="explained variance")
     axes.set(xlim=(0, dim), ylim=(max(lowest, 1e-9) / 3, 1))
     axes.legend()
     return figure
 
 
 def umap(run: EvaluationRun) -> Figure:
-    """Draw UMAP, or PCA without umap-learn, of the features of up to 5,000 test images, trained and untrained."""
+    """Draw the features of up to 5,000 test images, trained and untrained, by UMAP, or by PCA without umap-learn."""
     figure = new_figure(4.2)
     titles, classes = row_titles(run.encoder_names), run.test.dataset.classes
     colored: list[int] = []
@@ -126,14 +126,14 @@ def umap(run: EvaluationRun) -> Figure:
 
 
 def shorten(name: str) -> str:
-    """Shorten the name of a class for a legend."""
+    """Shorten a class name for a legend."""
     return name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…"
 
 
 def draw_points(axes: Axes, projection: Projection) -> list[int]:
-    """Draw projected images, the ten most frequent classes in color, and return these classes."""
+    """Draw projected images, with the ten most frequent classes in color, and return these classes."""
     points = projection.points.numpy()
-    order = np.random.default_rng(0).permutation(len(points))  # so that no class is drawn on top of the others
+    order = np.random.default_rng(0).permutation(len(points))  # shuffled, so that no class is drawn on top
     colors = np.full(len(points), PALE if projection.labels is not None else ENCODER_COLORS["trained"], dtype=object)
     colored: list[int] = []
     if projection.labels is not None:

@@ -1,4 +1,4 @@
-"""The inputs of I-JEPA: the view, the context and the targets of some training images."""
+"""Inputs of I-JEPA: the view, context and targets of several training images."""
 
 from __future__ import annotations
 
@@ -19,12 +19,15 @@ MASKED_GRAY = 0.88
 
 
 def masks(run: EvaluationRun) -> Figure:
-    """Draw the view, the context and each target of some training images. Raises `InputError` if there are no masks."""
+    """Draw the view, context and targets of several training images.
+
+    Raises `InputError` if the objective has no masks.
+    """
     inputs = run.sample_inputs(NUM_IMAGES)
     if not isinstance(inputs, IJepaInputs):
         raise InputError(
-            f"the inputs of the objective {run.config.objective.kind} have no masks; 'jepa plot {run.folder.path}' "
-            "draws the figures that apply to this run"
+            f"the objective {run.config.objective.kind} has no masks to draw; run 'jepa plot {run.folder.path}' to "
+            "draw all applicable figures"
         )
     views, block_masks = inputs.images.cpu(), inputs.masks
     num_targets = block_masks.targets.shape[1]
@@ -40,7 +43,7 @@ def masks(run: EvaluationRun) -> Figure:
         panels = [view, *(hide_tokens(view, ~tokens) for tokens in (context, *targets))]
         for axes, panel in zip(axes_grid[i], panels, strict=True):
             show_image(axes, panel)
-    titles = ["view", "context", *(f"target {number + 1}" for number in range(num_targets))]
+    titles = ["view", "context", *(f"target {i + 1}" for i in range(num_targets))]
     for axes, title in zip(axes_grid[0], titles, strict=True):
         axes.set_title(title)
     return figure
@@ -54,6 +57,6 @@ def token_map(indices: Tensor, valid: Tensor, grid: tuple[int, int]) -> Tensor:
 
 
 def hide_tokens(view: Tensor, tokens: Tensor) -> Tensor:
-    """Paint the given tokens of a view (C, H, W) light gray."""
+    """Paint tokens of a view (C, H, W) light gray."""
     hidden = F.interpolate(tokens[None, None].float(), view.shape[-2:])[0].bool()
     return torch.where(hidden, torch.full_like(view, MASKED_GRAY), view)

@@ -1,4 +1,4 @@
-"""The inputs of Saccade JEPA and VICReg: pairs of fixations; and the prediction error of Saccade JEPA."""
+"""Inputs of Saccade JEPA and VICReg (pairs of fixations), and the prediction error of Saccade JEPA."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ ERRORS = {
 
 
 def saccades(run: EvaluationRun) -> Figure:
-    """Draw pairs of fixations, and the prediction error against the length of the saccade if there is a predictor.
+    """Draw pairs of fixations and, if there is a predictor, its error against the length of the saccade.
 
     Raises `InputError` if the objective does not sample fixations.
     """
     inputs = run.sample_inputs(NUM_PAIRS)
     if not isinstance(inputs, SaccadeInputs):
         raise InputError(
-            f"the inputs of the objective {run.config.objective.kind} have no saccades; 'jepa plot {run.folder.path}' "
-            "draws the figures that apply to this run"
+            f"the objective {run.config.objective.kind} has no saccades to draw; run 'jepa plot {run.folder.path}' to "
+            "draw all applicable figures"
         )
     retrieval = run.saccade_retrieval
     has_errors = retrieval is not None and len(retrieval["lengths"]) > 1
@@ -54,7 +54,7 @@ def saccades(run: EvaluationRun) -> Figure:
 
 
 def describe_saccade(saccade: Pose, index: int) -> str:
-    """Return shift, rotation and zoom of one saccade."""
+    """Return the shift, rotation and zoom of one saccade as text."""
     x, y = (round(component, 2) + 0.0 for component in saccade.shift[index].tolist())  # + 0.0 turns -0.0 into 0.0
     degrees = round(torch.rad2deg(saccade.angle[index]).item()) + 0.0
     return f"after: shift {x:+.2f} {y:+.2f},\nrotation {degrees:+.0f}°, zoom {saccade.zoom[index].item():.2f}"
@@ -70,5 +70,5 @@ def draw_errors(axes: Axes, retrieval: dict[str, Any]) -> None:
         f"top-1 among {count} views of the same image: correct saccade {correct:.0f}%, wrong saccade {wrong:.0f}%, "
         f"chance {100 / count:.0f}%"
     )
-    axes.set(xlabel="length of the saccade, in view sides", ylabel="squared error / variance", ylim=(0, None))
+    axes.set(xlabel="saccade length, in view sides", ylabel="squared error / variance", ylim=(0, None))
     axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))

@@ -1,4 +1,4 @@
-"""The style of all figures: one width, colors that color-blind readers can distinguish, no frames."""
+"""Style shared by all figures: one width, a color-blind-safe palette, no frames."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ __all__ = [
     "show_image",
 ]
 
-WIDTH = 7.2  # inches; at 150 pixels per inch and shown 720 pixels wide, 9 pt text has the size of page text
+WIDTH = 7.2  # width in inches; at 150 dpi and displayed 720 pixels wide, 9 pt text matches page text
 BLUE, SKY, RED = "#0072B2", "#56B4E9", "#D55E00"  # Okabe & Ito
 INK, GRAY, PALE, HIGHLIGHT = "#222222", "#6A6A6A", "#DDDDDD", RED
 ENCODER_COLORS = {"trained": BLUE, "untrained": GRAY}
-CLASS_COLORS = (  # ten colors that color-blind readers can distinguish (Petroff 2021, arXiv 2107.02270)
+CLASS_COLORS = (  # ten color-blind-safe colors (Petroff 2021, arXiv 2107.02270)
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
@@ -72,7 +72,7 @@ def show_image(axes: Axes, pixels: Tensor) -> None:
 
 
 def reference_line(axes: Axes, y: float, text: str) -> None:
-    """Draw a dotted horizontal line at `y` with a label at its right end."""
+    """Draw a dotted horizontal line at `y`, labeled at its right end."""
     axes.axhline(y, color=GRAY, linestyle=":", linewidth=1, zorder=0)
     axes.annotate(
         text,

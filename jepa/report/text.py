@@ -1,4 +1,4 @@
-"""Scores as text: the output of `jepa evaluate`, and the titles that all tables and figures use."""
+"""Scores as text: the output of `jepa evaluate`, and the titles shared by all tables and figures."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ __all__ = [
 ]
 
 ROW_TITLES = {
-    "untrained": "untrained, same encoder",
+    "untrained": "untrained encoder",
     "pixels": "raw pixels",
     "pca": "PCA of pixels",
     "patches": "k-means of patches",
-    "supervised": "same encoder, trained with labels",
+    "supervised": "supervised (same architecture)",
 }
 COLUMN_TITLES = {
     "knn": "kNN",
@@ -45,11 +45,11 @@ ERROR_TITLES = {
     "shuffled": "error with a wrong saccade",
     "no change": "error of predicting no change",
 }
-HARDER_RECIPES = {"saccade-demo": "saccade-cifar10", "energy-demo": "energy-cifar10"}  # than a recipe on the sample
+HARDER_RECIPES = {"saccade-demo": "saccade-cifar10", "energy-demo": "energy-cifar10"}  # counterparts of demos
 
 
 def as_text(result: dict[str, Any], path: str | Path) -> str:
-    """Return the content of evaluation.json of the run folder `path` as text."""
+    """Return the contents of evaluation.json of the run folder `path` as text."""
     data = result["data"]
     lines = [
         f"{data['source']}: fitted on {data['train']:,} images, scored on {data['test']:,} images ({data['split']}); "
@@ -60,8 +60,8 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
     ]
     if energy := result.get("energy"):
         lines += [
-            f"Energy before each step and after the last, averaged over {energy['images']} images; it falls at every "
-            f"step for {energy['falling']:g}% of them:",
+            f"Energy before the first step and after each step, averaged over {energy['images']} images; it "
+            f"decreases at every step for {energy['falling']:g}% of them:",
             energy_trace_table(energy),
             "",
         ]
@@ -73,11 +73,11 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
             "",
         ]
     if "left_out" in result:
-        lines.append(f"Left out: {result['left_out']}.")
+        lines.append(f"Omitted: {result['left_out']}.")
     if unreadable := result.get("unreadable"):
         lines.append(
-            f"Left out: {len(unreadable)} image{'s' * (len(unreadable) > 1)} that cannot be read (listed in "
-            f"evaluation.json), for example {unreadable[0]}."
+            f"Skipped: {len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)} (listed in evaluation.json), "
+            f"for example {unreadable[0]}."
         )
     lines.append(
         f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
@@ -92,15 +92,15 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
 
 
 def row_titles(encoders: Sequence[str]) -> dict[str, str]:
-    """Return the titles of the rows of scores; `encoders` are those of the objective, the main one first."""
+    """Return the titles of the rows of scores. `encoders` are the names in the objective, the main one first."""
     trained = "trained" if len(encoders) == 1 else f"trained ({encoders[0]} encoder)"
-    others = {name: f"trained ({name} encoder)" for name in encoders[1:]}
-    return {"trained": trained} | others | ROW_TITLES
+    additional = {name: f"trained ({name} encoder)" for name in encoders[1:]}
+    return {"trained": trained} | additional | ROW_TITLES
 
 
 def scored_rows(result: dict[str, Any]) -> dict[str, str]:
-    """Return the titles of the rows that evaluation.json has scores for."""
-    # version 0.1.0 did not record the encoders
+    """Return the titles of the rows with scores in evaluation.json."""
+    # version 0.1.0 did not store the names of the encoders
     encoders = result.get("encoders") or (["target", "context"] if "context" in result else ["encoder"])
     return {name: title for name, title in row_titles(encoders).items() if result.get(name)}
 
@@ -117,14 +117,14 @@ def score_table(result: dict[str, Any]) -> str:
 
 
 def format_score(value: float | None, error: float | None = None) -> str:
-    """Return a score with its error, if it has one, or a dash if there is no score."""
+    """Return a score with its error, if any, or a dash if the score is missing."""
     if value is None:
         return "–"
     return f"{value:.1f}" + (f" ± {error:.1f}" if error is not None else "")
 
 
 def energy_trace_table(trace: dict[str, Any]) -> str:
-    """Return the energies of `jepa.evaluation.energy.energy_trace` as text, one column for each step."""
+    """Return the energies of `jepa.evaluation.energy.energy_trace` as text, one column per step."""
     rows = [["step", *(str(step) for step in range(len(trace["total"])))]]
     rows += [[name, *(f"{energy:,.0f}" for energy in trace[name])] for name in ("total", "attention", "hopfield")]
     return text_table(rows)
@@ -137,7 +137,7 @@ def saccade_retrieval_table(retrieval: dict[str, Any]) -> str:
     ranks = [(title, retrieval[name]) for name, title in RETRIEVAL_TITLES.items()]
     scores = [["", "top-1, %", "MRR"]]
     scores += [[title, f"{row['top1']:.1f}", f"{row['mrr']:.2f}"] for title, row in [*ranks, ("chance", chance)]]
-    errors = [["length of the saccade, in view sides", *(f"{length:.2f}" for length in retrieval["lengths"])]]
+    errors = [["saccade length, in view sides", *(f"{length:.2f}" for length in retrieval["lengths"])]]
     errors += [
         [title, *(f"{error:.2f}" for error in retrieval["errors"][name])] for name, title in ERROR_TITLES.items()
     ]
@@ -145,7 +145,7 @@ def saccade_retrieval_table(retrieval: dict[str, Any]) -> str:
 
 
 def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of equal length in columns, the first to the left and the others to the right."""
+    """Align rows of equal length in columns, the first to the left and the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         "   ".join(

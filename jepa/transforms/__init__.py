@@ -1,1 +1,1 @@
-"""Batched transforms of images on the device: crops, masks and saccades."""
+"""Batched image transforms on the device: crops, masks and saccades."""

@@ -12,23 +12,24 @@ from torch import Tensor
 from jepa.config import CropConfig
 from jepa.rng import Rng
 
-__all__ = ["as_float", "content_share", "crop", "resize"]
+__all__ = ["as_float", "content_fraction", "crop", "resize"]
 
-NUM_CANDIDATES = 8  # boxes drawn per image if boxes with too little content are rejected
-CONTENT_WINDOW, MAX_FLAT_RANGE = 5, 4.5 / 255  # pixels; range of values in the window up to which it counts as empty
-CONTENT_GRID = 64  # cells per side, at least (or one per pixel), of the grid on which content is measured
-LARGE_IMAGE_PIXELS = 64 * 64  # above it, on the CPU, cropping images one by one is faster than as a batch
+NUM_CANDIDATES = 8  # number of candidate boxes per image if `min_content` is set
+CONTENT_WINDOW = 5  # side of the window, in pixels, in which the range of values is measured
+MAX_FLAT_RANGE = 4.5 / 255  # largest range of values in an empty window
+CONTENT_GRID = 64  # minimum number of cells per side of the content grid, unless cells are single pixels
+LARGE_IMAGE_PIXELS = 64 * 64  # size from which cropping one image at a time is faster on the CPU
 
 
 def as_float(images: Tensor) -> Tensor:
-    """Convert uint8 images to floats in [0, 1]. Floats are returned unchanged."""
+    """Convert uint8 images to floats in [0, 1]; return floats unchanged."""
     return images.float() / 255 if images.dtype == torch.uint8 else images
 
 
 def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop the center of images (B, C, H, W) to the aspect ratio of `size` and resize it to `size`, antialiased.
+    """Center-crop images (B, C, H, W) to the aspect ratio of `size` and resize them to `size` with antialiasing.
 
-    Returns floats in [0, 1]. Images that have this size already are not resampled.
+    Returns floats in [0, 1]. Images that already have this size are not resampled.
     """
     images = as_float(images)
     height, width = images.shape[-2:]
@@ -41,11 +42,11 @@ def resize(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def crop(images: Tensor, config: CropConfig, size: tuple[int, int], rng: Rng, *, view: int = 0) -> Tensor:
-    """Return one view of each image (B, C, H, W): floats in [0, 1] of shape (B, C, *size).
+    """Return one view of each image (B, C, H, W), as floats (B, C, *size) in [0, 1].
 
     The area of a random crop is uniform within `config.scale`, its aspect ratio is log-uniform within `config.aspect`,
-    and its position is uniform over all that fit. Objectives that take several crops of an image number them by `view`;
-    each number gives another crop.
+    and its position is uniform over all valid positions. Objectives that need several crops of an image pass different
+    `view` numbers, which give different crops.
     """
     suffix = f", view {view}" if view else ""
     if config.kind == "random":
@@ -69,33 +70,34 @@ def _interpolate(images: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _stretch(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """Resize whole images to `size`, whatever their aspect ratio."""
+    """Resize whole images to `size`, ignoring the aspect ratio."""
     return images if tuple(images.shape[-2:]) == tuple(size) else _interpolate(images, size).clamp(0, 1)
 
 
 def _random_resized_crop(images: Tensor, config: CropConfig, size: tuple[int, int], u: Tensor) -> Tensor:
-    """Crop images at boxes drawn from uniform numbers (B, candidates, 5)."""
+    """Crop images to random boxes, given uniform random numbers (B, candidates, 5)."""
     boxes, flipped = _draw_boxes(u, config, *images.shape[-2:])
     if config.min_content:
-        shares = content_share(images, boxes)  # (B, candidates)
-        accepted = shares >= config.min_content
-        chosen = torch.where(accepted.any(1), accepted.int().argmax(1), shares.argmax(1))
+        fractions = content_fraction(images, boxes)  # (B, candidates)
+        accepted = fractions >= config.min_content
+        selected = torch.where(accepted.any(1), accepted.int().argmax(1), fractions.argmax(1))
     else:
-        chosen = torch.zeros(len(images), dtype=torch.long, device=images.device)
+        selected = torch.zeros(len(images), dtype=torch.long, device=images.device)
     image_index = torch.arange(len(images), device=images.device)
     one_by_one = images.device.type == "cpu" and images.shape[-2] * images.shape[-1] >= LARGE_IMAGE_PIXELS
-    views = (_crop_one_by_one if one_by_one else _crop_batch)(images, boxes[image_index, chosen], size)
+    views = (_crop_one_by_one if one_by_one else _crop_batch)(images, boxes[image_index, selected], size)
     if config.flip:
-        views = torch.where(flipped[image_index, chosen][:, None, None, None], views.flip(-1), views)
+        views = torch.where(flipped[image_index, selected][:, None, None, None], views.flip(-1), views)
     return views
 
 
 def _draw_boxes(u: Tensor, config: CropConfig, height: int, width: int) -> tuple[Tensor, Tensor]:
-    """Map uniform numbers (B, N, 5) to boxes (B, N, 4), top, left, height, width in pixels, and to flips (B, N)."""
+    """Map uniform numbers (B, N, 5) to boxes (B, N, 4) as (top, left, height, width) in pixels, and flips (B, N)."""
     area = config.scale[0] + u[..., 0] * (config.scale[1] - config.scale[0])
     low, high = (math.log(ratio) for ratio in config.aspect)
-    aspect = torch.exp(low + u[..., 1] * (high - low)) * height / width  # of sides relative to those of the image
-    relative_width = (area * aspect).sqrt().clamp(max=1)  # a side that does not fit is cut, and the other one grows
+    aspect = torch.exp(low + u[..., 1] * (high - low)) * height / width  # relative width / relative height
+    # if one side does not fit, it is clipped and the other enlarged to keep the area
+    relative_width = (area * aspect).sqrt().clamp(max=1)
     relative_height = (area / relative_width).clamp(max=1)
     relative_width = (area / relative_height).clamp(max=1)
     rows, columns = (relative_height * height).round().clamp(min=1), (relative_width * width).round().clamp(min=1)
@@ -104,7 +106,7 @@ def _draw_boxes(u: Tensor, config: CropConfig, height: int, width: int) -> tuple
 
 
 def _crop_one_by_one(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop images at boxes (B, 4) and resize the crops, one image after the other."""
+    """Crop images to boxes (B, 4) and resize the crops, one image at a time."""
     views = images.new_empty((*images.shape[:2], *size), dtype=torch.float32)
     for view, image, (top, left, height, width) in zip(views, images, boxes.tolist(), strict=True):
         cropped = as_float(image[None, :, top : top + height, left : left + width])
@@ -113,7 +115,7 @@ def _crop_one_by_one(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Te
 
 
 def _crop_batch(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
-    """Crop images at boxes (B, 4) and resize the crops, by one matrix product along each axis for the whole batch."""
+    """Crop images to boxes (B, 4) and resize the crops, with one batched matrix product per axis."""
     top, left, height, width = boxes.unbind(-1)
     vertical = _resampling_weights(top, height, images.shape[-2], size[0])
     horizontal = _resampling_weights(left, width, images.shape[-1], size[1])
@@ -123,10 +125,10 @@ def _crop_batch(images: Tensor, boxes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def _resampling_weights(start: Tensor, length: Tensor, num_pixels: int, size: int) -> Tensor:
-    """Return weights (B, size, num_pixels) that resample `length` pixels from `start` on to `size` pixels.
+    """Return weights (B, size, num_pixels) that resample the `length` pixels starting at `start` to `size` pixels.
 
-    The resampling is bilinear and antialiased: if an output pixel covers several input pixels, the triangle of weights
-    is as wide as the output pixel, as in Pillow.
+    Resampling is bilinear with antialiasing, as in Pillow: when downsampling, the triangle filter is scaled to the size
+    of an output pixel.
     """
     pixel = torch.arange(num_pixels, device=start.device)
     step = (length / size)[:, None]
@@ -137,18 +139,20 @@ def _resampling_weights(start: Tensor, length: Tensor, num_pixels: int, size: in
     return weights / weights.sum(-1, keepdim=True)
 
 
-def content_share(images: Tensor, boxes: Tensor) -> Tensor:
-    """Return the share (B, N) of every box (B, N, 4) of images (B, C, H, W) that is not empty.
+def content_fraction(images: Tensor, boxes: Tensor) -> Tensor:
+    """Return the fraction (B, N) of each box (B, N, 4) of images (B, C, H, W) that has content.
 
-    A position is empty if the pixels of the 5x5 window around it differ by at most 4 of 255 levels: a black or white
-    border, or an unlit or overexposed area. Positions are tested on a grid of at least 64 per side, or at every pixel.
+    A position is empty if the pixels in the 5x5 window around it differ by at most 4 of 255 levels, as in a black or
+    white border or an unlit or overexposed area. Positions are tested on a grid with at least 64 cells per side, or at
+    each pixel of smaller images.
     """
     height, width = images.shape[-2:]
     stride = max(1, min(height, width) // CONTENT_GRID)
     images = as_float(images)
     max_pool = partial(F.max_pool2d, kernel_size=CONTENT_WINDOW, stride=stride, padding=CONTENT_WINDOW // 2)
     filled = (max_pool(images) + max_pool(-images)).amax(1).gt(MAX_FLAT_RANGE).float()
-    sums = F.pad(filled.cumsum(1).cumsum(2), (1, 0, 1, 0))  # sums[b, y, x]: filled cells above y and left of x
+    # sums[b, y, x] is the number of filled cells above y and left of x
+    sums = F.pad(filled.cumsum(1).cumsum(2), (1, 0, 1, 0))
     rows, columns = filled.shape[1:]
     top, bottom = _cell_range(boxes[..., 0], boxes[..., 2], rows / height, rows)
     left, right = _cell_range(boxes[..., 1], boxes[..., 3], columns / width, columns)
@@ -159,7 +163,7 @@ def content_share(images: Tensor, boxes: Tensor) -> Tensor:
 
 
 def _cell_range(start: Tensor, length: Tensor, cells_per_pixel: float, num_cells: int) -> tuple[Tensor, Tensor]:
-    """Return the first cell that a side of a box touches on a grid, and the one after the last."""
+    """Return the half-open range of grid cells that a box overlaps along one axis."""
     first = (start * cells_per_pixel).floor().long().clamp(max=num_cells - 1)
     end = ((start + length) * cells_per_pixel).ceil().long().clamp(max=num_cells)
     return first, torch.maximum(end, first + 1)

@@ -1,10 +1,10 @@
-"""Eye movements: two fixations of every image, and the saccade that leads from one to the other.
+"""Eye movements: two fixations per image, and the saccade from one to the other.
 
-A fixation is a `Pose`: the position, rotation and zoom of a view in the image. Points are given in *sides* of a view
-(the length of its shorter side, before any zoom), from the center, with x to the right and y down. The saccade between
-two fixations is the pose of the second relative to the first, pose1⁻¹ ∘ pose2. Its inverse leads back.
+A fixation is a `Pose`: the position, rotation and zoom of a view in the image. Coordinates are relative to the center,
+with x to the right and y down, in units of *view sides* (the shorter side of a view at zoom 1). The saccade between two
+fixations is the pose of the second relative to the first, pose1⁻¹ ∘ pose2. Its inverse leads back.
 
-Shapes: B images, C channels, H, W pixels of an image, h, w pixels of a view.
+Shapes: B images, C channels, H, W height and width of an image, h, w height and width of a view, in pixels.
 """
 
 from __future__ import annotations
@@ -22,15 +22,16 @@ from jepa.transforms.crop import as_float
 
 __all__ = ["Geometry", "Pose", "rotate"]
 
-ROTATION_OCTAVES, OTHER_OCTAVES = 10, 4  # frequencies of the sin-cos features; rotations are small, so they need more
+ROTATION_OCTAVES = 10  # number of sin-cos frequencies for the rotation; more than below, because rotations are small
+OTHER_OCTAVES = 4  # number of sin-cos frequencies for each of the other components
 
 
 class Pose(NamedTuple):
-    """The map u -> shift + zoom · R(angle) u of points, one for every image."""
+    """A map of points for each image, u -> shift + zoom · R(angle) u."""
 
     shift: Tensor  # (B, 2): x, y
     angle: Tensor  # (B,): radians, clockwise on the screen, since y points down
-    zoom: Tensor  # (B,): a view with a smaller zoom covers a smaller part of the image
+    zoom: Tensor  # (B,): relative size of the view; smaller values cover less of the image
 
     def __call__(self, points: Tensor) -> Tensor:
         """Map points (B, 2)."""
@@ -41,18 +42,18 @@ class Pose(NamedTuple):
         return Pose(self(other.shift), self.angle + other.angle, self.zoom * other.zoom)
 
     def inverse(self) -> Pose:
-        """Return the inverse map, (-R(-θ) t / z, -θ, 1 / z). Its shift is not the negative shift of this pose."""
+        """Return the inverse map, (-R(-θ) t / z, -θ, 1 / z). Note that its shift is not the negated shift."""
         return Pose(-rotate(self.shift, -self.angle) / self.zoom[:, None], -self.angle, 1 / self.zoom)
 
     def where(self, condition: Tensor, other: Pose) -> Pose:
-        """Return this pose for the images where `condition` (B,) is True, and the other pose for the rest."""
+        """Return this pose where `condition` (B,) is True, and `other` elsewhere."""
         shift = torch.where(condition[:, None], self.shift, other.shift)
         angle, zoom = torch.where(condition, self.angle, other.angle), torch.where(condition, self.zoom, other.zoom)
         return Pose(shift, angle, zoom)
 
     def repeat(self, count: int) -> Pose:
-        """Return every pose `count` times in a row, (B · count,)."""
-        return Pose(*(part.repeat_interleave(count, 0) for part in self))
+        """Repeat each pose `count` times in a row, (B · count,)."""
+        return Pose(*(field.repeat_interleave(count, 0) for field in self))
 
 
 def rotate(points: Tensor, angle: Tensor) -> Tensor:
@@ -63,32 +64,31 @@ def rotate(points: Tensor, angle: Tensor) -> Tensor:
 
 
 class Geometry:
-    """Samples fixations and renders their views, of `size` pixels each, in images of `canvas` pixels.
+    """Samples fixations in images of size `canvas` and renders their views at size `size`.
 
-    Views never reach beyond the image.
+    Views never extend beyond the image.
     """
 
     def __init__(self, config: FixationConfig, canvas: tuple[int, int], size: tuple[int, int]) -> None:
         self.config, self.size, shorter = config, size, min(size)
         side = config.view_side(canvas, size)
-        # half of the width and the height, in sides of a view
+        # half of the width and height, in view sides
         self.half_view = (size[1] / shorter / 2, size[0] / shorter / 2)
         self.half_image = (canvas[1] / side / 2, canvas[0] / side / 2)
         self.max_angle = math.radians(config.rotation)
-        # largest component of the shift of a saccade or its inverse, in sides of a view at the smallest zoom
-        worst_angle = min(self.max_angle, math.pi / 4)  # at which a rotated shift has its largest component
+        # maximum component of the shift of a saccade or its inverse, in view sides at the smallest zoom
+        worst_angle = min(self.max_angle, math.pi / 4)  # angle at which a component of a rotated shift is largest
         self.max_shift = config.shift * config.zoom * (math.cos(worst_angle) + math.sin(worst_angle))
 
     def for_images(self, images: Tensor) -> Geometry:
-        """Return the same geometry for images (B, C, H, W) of another size and aspect ratio."""
+        """Return the same geometry for images (B, C, H, W) of a different size or aspect ratio."""
         return Geometry(self.config, (images.shape[-2], images.shape[-1]), self.size)
 
     def sample(self, rng: Rng) -> tuple[Pose, Pose]:
-        """Sample two fixations of every image in random order; one of them is upright.
+        """Sample two fixations per image in random order, one of them upright.
 
-        The rotation is uniform within ±`rotation`. Zooms are uniform on a log scale. The shift is uniform within
-        ±`shift`, or within what fits into the image if that is less. The position is uniform over all at which both
-        views lie within the image.
+        Rotation, log-zoom and shift are uniform within their limits (shift: what the image allows), and the position is
+        uniform over all that keep both views inside.
         """
         u = rng.uniform("fixations", 8)
         angle = (2 * u[:, 0] - 1) * self.max_angle
@@ -103,7 +103,7 @@ class Geometry:
         return after.where(swapped, before), before.where(swapped, after)
 
     def sample_many(self, rng: Rng, count: int) -> tuple[Pose, Pose]:
-        """Sample an upright fixation of every image (B,), and `count` fixations that may follow it, (B · count,)."""
+        """Sample one upright fixation per image (B,) and `count` possible next fixations (B · count,)."""
         u = rng.uniform("first fixation", 3)
         upright = torch.zeros(len(u), device=u.device)
         zoom = self.zoom(upright, u[:, 2])
@@ -118,31 +118,31 @@ class Geometry:
         return first, Pose(start + shift, angle, zoom)
 
     def zoom(self, angle: Tensor, u: Tensor) -> Tensor:
-        """Map numbers `u` in [0, 1) (B,) to zooms, from the largest at which a rotated view fits to the smallest."""
+        """Map `u` (B,) in [0, 1) to zooms (B,), from the largest for which the rotated view fits to the smallest."""
         largest = (torch.tensor(self.half_image, device=angle.device) / self.half_extent(angle)).amin(-1).clamp(max=1)
         return largest ** (1 - u) * self.config.zoom**-u
 
     def max_offset(self, angle: Tensor, zoom: Tensor) -> Tensor:
-        """Return the largest distance (B, 2) from the center of the image at which a view still fits, in x and y."""
+        """Return the maximum offset (B, 2) from the image center in x and y for which a view fits."""
         return torch.tensor(self.half_image, device=angle.device) - zoom[:, None] * self.half_extent(angle)
 
     def max_offset_of_any(self, device: torch.device) -> Tensor:
-        """Return the distance (2,) of `max_offset` within which a view fits at any rotation and zoom."""
+        """Return the maximum offset (2,) for which a view fits at any rotation and zoom."""
         x, y = self.half_view
         worst = [min(self.max_angle, math.atan2(y, x)), min(self.max_angle, math.atan2(x, y))]
         extent = self.half_extent(torch.tensor(worst, device=device)).diagonal()
         return (torch.tensor(self.half_image, device=device) - extent).clamp(min=0)
 
     def half_extent(self, angle: Tensor) -> Tensor:
-        """Return half of the width and the height (B, 2) of the bounding box of a rotated view with zoom 1."""
+        """Return half of the width and height (B, 2) of the bounding box of a rotated view at zoom 1."""
         cos, sin = angle.cos().abs(), angle.sin().abs()
         x, y = self.half_view
         return torch.stack([cos * x + sin * y, cos * y + sin * x], -1)
 
     def normalized(self, saccade: Pose) -> Tensor:
-        """Return rotation, x, y and zoom of a saccade, each scaled to [-1, 1], (B, 1 to 4).
+        """Return the rotation, x, y and zoom of a saccade, each scaled to [-1, 1], as a tensor (B, 1 to 4).
 
-        Components that the config does not allow to vary are left out.
+        Components that are constant in the config are omitted.
         """
         components = []
         if self.max_angle:
@@ -154,25 +154,25 @@ class Geometry:
         return torch.cat(components, 1)
 
     def num_octaves(self) -> list[int]:
-        """Return the number of frequencies in `features` for each component of `normalized`."""
+        """Return the number of frequencies for each component of `normalized`."""
         shift, zoom = bool(self.config.shift), self.config.zoom > 1
         return [ROTATION_OCTAVES] * bool(self.max_angle) + [OTHER_OCTAVES] * (2 * shift + zoom)
 
     def features(self, saccade: Pose) -> Tensor:
-        """Return sin and cos of 2^k π times each component of a saccade, (B, 2 · octaves) (NeRF, equation 4)."""
+        """Encode each component x of a saccade as sin(2^k π x), cos(2^k π x) (NeRF, equation 4): (B, 2 · octaves)."""
         components = self.normalized(saccade)
         angles = [
-            components[:, column, None] * (math.pi * 2.0 ** torch.arange(count, device=components.device))
-            for column, count in enumerate(self.num_octaves())
+            components[:, i, None] * (math.pi * 2.0 ** torch.arange(count, device=components.device))
+            for i, count in enumerate(self.num_octaves())
         ]
         angle = torch.cat(angles, 1)
         return torch.cat([angle.sin(), angle.cos()], 1)
 
     def render(self, images: Tensor, *poses: Pose) -> list[Tensor]:
-        """Return the views of images (B, C, H, W) at each pose, floats (B, C, h, w) in [0, 1].
+        """Return the views of images (B, C, H, W) at each pose, as floats (B, C, h, w) in [0, 1].
 
-        All views are cut by one bilinear resampling. Images with more pixels than the views can show are shrunk before,
-        antialiased, to the resolution that suits the middle of the range of zooms.
+        All views are sampled bilinearly in one call. Higher-resolution images are first downsampled with antialiasing
+        to suit a view of medium zoom.
         """
         images = as_float(images)
         height, width = images.shape[-2:]
@@ -185,7 +185,7 @@ class Geometry:
         return list(views.split(self.size[0], 2))
 
     def sampling_grid(self, pose: Pose) -> Tensor:
-        """Return the position in the image of each pixel of a view, (B, h, w, 2) from -1 to 1, for `grid_sample`."""
+        """Return the image position in [-1, 1] of each pixel of a view, (B, h, w, 2), for `grid_sample`."""
         cos, sin = pose.zoom * pose.angle.cos(), pose.zoom * pose.angle.sin()
         (x, y), (half_width, half_height) = self.half_view, self.half_image
         rows = [
@@ -195,10 +195,10 @@ class Geometry:
         return F.affine_grid(torch.stack(rows, 1), [len(cos), 1, *self.size], align_corners=False)
 
     def describe(self) -> str:
-        """Return a line about the views and the saccades."""
+        """Describe the views and saccades in one line."""
         config, (height, width) = self.config, self.size
         zoom = f", zoomed in up to {config.zoom:g} times" if config.zoom > 1 else ""
         return (
-            f"fixations of {height}x{width} pixels over {100 * config.view_fraction:.0f}% of the image's side; "
-            f"saccades of up to {config.shift:g} sides and {config.rotation:g}°{zoom}"
+            f"{height}x{width}-pixel fixations covering {100 * config.view_fraction:.0f}% of the image side; "
+            f"saccades of up to {config.shift:g} view sides and {config.rotation:g}°{zoom}"
         )

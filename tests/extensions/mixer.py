@@ -45,7 +45,7 @@ class Block(nn.Module):
 class Mixer(Backbone):
     def __init__(self, config: MixerConfig, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__()
-        self.dim, self.stride, self.num_layers, self.maskable = config.dim, config.patch, config.depth, False
+        self.dim, self.stride, self.num_layers = config.dim, config.patch, config.depth
         self.stem = nn.Conv2d(channels, config.dim, config.patch, config.patch)
         count = (image_size[0] // config.patch) * (image_size[1] // config.patch)
         self.blocks = nn.ModuleList([Block(config.dim, count) for _ in range(config.depth)])

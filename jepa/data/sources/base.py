@@ -1,8 +1,8 @@
-"""The interface of data sources, and how the value of `--data` becomes one.
+"""Interface of data sources, and creation of a source from the value of `--data`.
 
-A new kind of source is a config class whose `parse` accepts some values of `--data`, a subclass of `Source`, and a line
-in the table `jepa.config.SOURCES`. A source of few files can build its indexes in memory with `SplitIndex.from_files`;
-other sources write them to their cache folder once, with `cached_splits` and `write_index`.
+To add a source, write a config class whose `parse` accepts some values of `--data` and a subclass of `Source`, and add
+a line to the table `jepa.config.SOURCES`. Sources with few files can build their indexes in memory with
+`SplitIndex.from_files`; others write them to their cache folder once, with `cached_splits` and `write_index`.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = [
 ]
 
 CACHE = Path("runs") / ".jepa-cache"
-"""Default folder for indexes and decoded images. A run that is trained elsewhere keeps them beside its own folder."""
+"""Default folder for indexes and decoded images. Runs stored elsewhere keep them next to the run folder."""
 SPLIT_NAMES = {
     "train": "train",
     "training": "train",
@@ -46,17 +46,17 @@ SPLIT_NAMES = {
     "valid": "validation",
     "val": "validation",
 }
-"""Splits by the names that files, folders and tables give them."""
+"""Aliases of split names in files, folders and tables."""
 LABEL_COLUMNS = ("label", "labels", "fine_label", "class", "target")
-"""Names of the column of labels in a table, the first of which is used."""
-MAX_CLASSES = 1_000_000  # more classes than in any dataset of images; larger numbers are identifiers
+"""Accepted names of the label column; the first one present is used."""
+MAX_CLASSES = 1_000_000  # more than any image dataset has; larger numbers are identifiers
 
 
 class Source(ABC):
-    """A source of images in one or several splits.
+    """A source of images with one or more splits.
 
-    `config` is the config of the source, `name` is how the user wrote it after `--data`, and `cache` is a folder that
-    belongs to this source, in which it may keep an index. The folder may not exist yet.
+    `config` is the config of the source, `name` is the value of `--data`, and `cache` is the folder for its indexes,
+    which is created when needed.
     """
 
     def __init__(self, config: Any, name: str, cache: Path) -> None:
@@ -64,18 +64,18 @@ class Source(ABC):
 
     @abstractmethod
     def splits(self) -> list[str]:
-        """Return the names of the splits: train, test, validation, or others.
+        """Return the names of the splits, such as train, test or validation.
 
-        Raises `InputError` if the source is missing or holds no images.
+        Raises `InputError` if the source is missing or contains no images.
         """
 
     @abstractmethod
     def open(self, split: str) -> SplitIndex:
-        """Return the index of a split, without decoding an image. Raises `InputError` if it cannot be read."""
+        """Return the index of a split without decoding any images. Raises `InputError` if the split cannot be read."""
 
 
 def open_source(name: str, cache: Path | None = None) -> Source:
-    """Open the source that `name`, the value of `--data`, describes; `cache` is the folder that holds all indexes.
+    """Open the source given by the value of `--data`; `cache` is the root of all caches.
 
     Raises `InputError` if there is no such source.
     """
@@ -85,20 +85,20 @@ def open_source(name: str, cache: Path | None = None) -> Source:
 
 
 def require_training_split(name: str, splits: Iterable[str]) -> None:
-    """Raise `InputError` unless a source of this name has a split to train on."""
-    others = ", ".join(sorted(splits))
-    require("train" in splits, f"{name} has no training split, only {others}; give a source with a split named 'train'")
+    """Raise `InputError` if `splits` has no training split; `name` is the source in the error message."""
+    available = ", ".join(sorted(splits))
+    require("train" in splits, f"{name} has no training split, only {available}; use a source with a 'train' split")
 
 
 def source_cache(name: str, cache: Path) -> Path:
-    """Return the folder of a source within the folder of all caches."""
+    """Return the cache folder of a source; `cache` is the root of all caches."""
     path = str(Path(name).expanduser().resolve())
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[-40:] or "root"
     return cache / f"{readable}-{hashlib.blake2b(path.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
 
 
 def file_signature(files: list[Path]) -> str:
-    """Return a hash of the paths, sizes and modification times of some files."""
+    """Return a hash of the paths, sizes and modification times of the files."""
     status = [(str(file.resolve()), file.stat().st_size, file.stat().st_mtime_ns) for file in files]
     return hashlib.blake2b(json.dumps(status).encode(), digest_size=8).hexdigest()
 
@@ -106,7 +106,7 @@ def file_signature(files: list[Path]) -> str:
 def cached_splits(cache: Path, signature: str, write_indexes: Callable[[], list[str]]) -> list[str]:
     """Return the splits whose indexes are in a cache folder.
 
-    If the folder has none of this signature, `write_indexes` is called, which writes them and returns the splits.
+    If they are missing or outdated, `write_indexes` is called to write them and return the splits.
     """
     file = cache / "splits.json"
     record: dict[str, Any] = {}
@@ -120,28 +120,25 @@ def cached_splits(cache: Path, signature: str, write_indexes: Callable[[], list[
 
 
 def open_index(cache: Path, split: str, root: Path) -> SplitIndex:
-    """Open the index of a split in a cache folder; `root` is the folder that its paths start from.
+    """Open the index of a split in a cache folder; its paths are relative to `root`.
 
     Raises `InputError` if the index is damaged.
     """
     path = cache / f"{split}.arrow"
     index = read_index(path, root)
     if index is None:
-        raise InputError(f"the index {path} is damaged; remove the folder {cache} and run the command again")
+        raise InputError(f"the index {path} is damaged; delete the folder {cache} and run the command again")
     return index
 
 
 def check_class_numbers(highest: int, column: str, name: str | Path) -> None:
-    """Raise `InputError` if the highest number in a column of labels is too large for a class."""
+    """Raise `InputError` if the highest number in a label column is too large for a class."""
     require(
         highest < MAX_CLASSES,
-        f"the column '{column}' of {name} holds {highest}; it takes classes numbered from 0, below {MAX_CLASSES:,}",
+        f"the column '{column}' of {name} must contain class numbers below {MAX_CLASSES:,}, got {highest}",
     )
 
 
 def complete_class_names(names: Sequence[str], highest: int) -> tuple[str, ...]:
-    """Return the names of the classes 0 … highest, with numbers for those that have no name.
-
-    Some datasets name fewer classes than they have.
-    """
-    return (*names, *(str(number) for number in range(len(names), highest + 1)))
+    """Return one name per class 0 … highest; unnamed classes get their number."""
+    return (*names, *(str(i) for i in range(len(names), highest + 1)))

@@ -1,4 +1,4 @@
-"""Source: a folder of images at any depth, or of parquet files that hold images."""
+"""Source: a folder of images at any depth, or of parquet files that contain images."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ __all__ = ["Folder"]
 
 
 class Folder(Source):
-    """A folder of images at any depth, or of parquet files that hold images."""
+    """A folder of images at any depth, or of parquet files that contain images."""
 
     config: FolderSource
 
     @cached_property
     def index(self) -> FolderIndex:
-        """The index of the folder, which is written again if the folder has changed."""
+        """The index of the folder, rebuilt if the folder has changed."""
         file = self.cache / "folder.json"
         index = None
         with suppress(OSError, ValueError, TypeError):
@@ -39,22 +39,22 @@ class Folder(Source):
 
     @cached_property
     def parquet(self) -> Parquet | None:
-        """The parquet files in the folder, if they hold images."""
+        """The parquet files in the folder, or None if they contain no images."""
         files = sorted(Path(file) for file in self.index.parquet_files)
         if not files or image_column(open_parquet(files[0]).schema_arrow) is None:
             return None
         return Parquet(ParquetSource(tuple(files)), self.name, self.cache / "parquet")
 
     def splits(self) -> list[str]:
-        """Return the splits that have images. Raises `InputError` if there is none."""
+        """Return the splits that contain images. Raises `InputError` if there are none."""
         if self.parquet is not None:
             return self.parquet.splits()
         splits = [split for split, count in self.index.split_sizes.items() if count]
         if not splits:
-            others = ", ".join(f"{count} {extension}" for extension, count in list(self.index.ignored.items())[:3])
+            ignored = ", ".join(f"{count} {extension}" for extension, count in list(self.index.ignored.items())[:3])
             raise InputError(
-                f"the folder {self.name} holds no images{f', only {others}' if others else ''}; give a folder of "
-                "images or of parquet files with images"
+                f"the folder {self.name} contains no images{f', only {ignored}' if ignored else ''}; use a folder of "
+                "images, or of parquet files that contain images"
             )
         return splits
 

@@ -1,6 +1,6 @@
-"""Index a folder of images: find splits and classes, and write the paths of all images in sorted order.
+"""Index a folder of images: find its splits and classes, and write the sorted paths of all images.
 
-Folders may hold millions of files, so the functions of `os` are used, which are faster than those of `pathlib`.
+Folders may contain millions of files, so this module uses `os`, which is faster than `pathlib`.
 """
 # ruff: noqa: PTH116, PTH118, PTH119, PTH122
 
@@ -26,31 +26,31 @@ from jepa.data.sources.base import SPLIT_NAMES
 __all__ = ["FolderIndex", "index_folder", "is_current"]
 
 RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
-BATCH_ROWS = 8192  # rows of one Arrow batch
-CLOCK_TOLERANCE_NS = 2_000_000_000  # time stamps of some file systems are this coarse
+BATCH_ROWS = 8192  # number of rows per Arrow batch
+CLOCK_TOLERANCE_NS = 2_000_000_000  # coarsest timestamp resolution of common file systems
 
 
 @dataclass
 class FolderIndex:
-    """What is known of a folder beside the paths of its images. Stored as JSON."""
+    """Metadata of an indexed folder, stored as JSON."""
 
     split_sizes: dict[str, int] = field(default_factory=dict)
-    """Number of images of each split."""
+    """Number of images per split."""
     parquet_files: list[str] = field(default_factory=list)
     """Paths of the parquet files in the folder."""
     ignored: dict[str, int] = field(default_factory=dict)
-    """Number of other files by extension, the most frequent first."""
+    """Number of other files by extension, most frequent first."""
     folder_times: list[tuple[str, int]] = field(default_factory=list)
-    """Path and modification time, in ns, of each folder: it changes when a file is added, removed or replaced."""
+    """Path and modification time (ns) of each folder; the time changes when a file is added, removed or replaced."""
     created: int = 0
-    """Time at which indexing started, in ns."""
+    """Start time of the indexing (ns)."""
 
 
 def is_current(index: FolderIndex) -> bool:
     """Return whether no folder has changed since it was indexed.
 
-    A folder that changed less than two seconds before it was indexed counts as changed: a later change may have left
-    it the same modification time.
+    A folder modified less than two seconds before it was indexed counts as changed, because a later change may not have
+    changed its timestamp.
     """
     try:
         unchanged = all(os.stat(path).st_mtime_ns == modified for path, modified in index.folder_times)
@@ -61,12 +61,12 @@ def is_current(index: FolderIndex) -> bool:
 
 
 def index_folder(root: Path, cache: Path) -> FolderIndex:
-    """Index a folder, and write `SPLIT.arrow` for every split to the folder `cache`.
+    """Index a folder, and write `SPLIT.arrow` to the folder `cache` for each split.
 
-    Folders at the top that are named `train`, `test`, `val` or alike are the splits. If all images of a split are in
-    two or more folders of it, these are the classes. Hidden files and folders are ignored; links are followed.
+    Top-level folders named train, test, val or similar are splits. If all images of a split are in two or more
+    subfolders, those are the classes. Hidden files and folders are ignored; symlinks are followed.
     """
-    cache.mkdir(parents=True, exist_ok=True)  # before walking, since it may lie in the folder
+    cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
     index = FolderIndex(created=time.time_ns())
     folders = {name: SPLIT_NAMES.get(name.lower()) for name in subfolders(root) if contains_images(root / name)}
     split_folders = {split: f"{name}/" for name, split in folders.items() if split is not None}
@@ -79,7 +79,7 @@ def index_folder(root: Path, cache: Path) -> FolderIndex:
         for name in subfolders(root / prefix)
         if contains_images(root / prefix / name)
     }
-    class_numbers = {name: number for number, name in enumerate(sorted(class_names))}
+    class_numbers = {name: i for i, name in enumerate(sorted(class_names))}
     ignored: Counter[str] = Counter()
     with tqdm(desc=f"indexing {root}", unit=" images", delay=1, leave=False) as bar:
         for split, prefix in prefixes.items():
@@ -93,12 +93,12 @@ def index_folder(root: Path, cache: Path) -> FolderIndex:
 
 
 def subfolders(path: Path) -> list[str]:
-    """Return the sorted names of the folders in a folder, without hidden ones."""
+    """Return the sorted names of the visible subfolders."""
     return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
 
 
 def contains_images(path: Path) -> bool:
-    """Return whether a folder contains a file with the extension of an image, at any depth."""
+    """Return whether a folder contains a file with an image extension, at any depth."""
     for folder, folders, files in os.walk(path):
         if RUN_MARKER in folders and os.path.basename(folder) == RUNS:
             return False
@@ -113,10 +113,10 @@ def _extension(name: str) -> str:
 
 
 class _SplitWalk:
-    """Walks the folders of one split, `prefix` below `root`.
+    """Walk the folders of one split, `prefix` below `root`.
 
-    `batches` yields the rows of the split's index. When it has ended, `metadata` and `count` are complete, and folders,
-    parquet files and ignored files have been added to `index` and `ignored`.
+    `batches` yields the rows of the split's index. Once exhausted, `metadata` and `count` are complete, and `index` and
+    `ignored` have been updated with the folders, parquet files and ignored files of the split.
     """
 
     def __init__(
@@ -134,10 +134,10 @@ class _SplitWalk:
         self.count = 0
         self.metadata: dict[str, object] = {"classes": [], "signature": ""}
         self.hash = hashlib.blake2b(digest_size=8)
-        self.class_sizes: Counter[int] = Counter()  # -1: outside of the class folders
+        self.class_sizes: Counter[int] = Counter()  # number of images per class; -1 is outside the class folders
 
     def batches(self) -> Iterator[pa.RecordBatch]:
-        paths: list[bytes] = []  # a file name may be any bytes
+        paths: list[bytes] = []  # file names may be arbitrary bytes
         numbers: list[tuple[int, int, int]] = []  # size in bytes, class, modification time
         for path, label in self._images():
             try:
@@ -157,7 +157,7 @@ class _SplitWalk:
         self.metadata |= {"classes": list(self.class_numbers) if has_labels else [], "signature": self.hash.hexdigest()}
         if num_classes > 1 and outside:
             images = "1 image is" if outside == 1 else f"{outside:,} images are"
-            self.metadata["why_no_labels"] = f"{images} outside of the {num_classes} class folders"
+            self.metadata["why_no_labels"] = f"{images} outside the {num_classes} class folders"
 
     def _batch(self, paths: list[bytes], numbers: list[tuple[int, int, int]]) -> pa.RecordBatch:
         columns = np.array(numbers, dtype=np.int64)
@@ -170,14 +170,14 @@ class _SplitWalk:
         return pa.record_batch([pa.array(paths, pa.large_binary()), sizes, labels], schema=PATHS)
 
     def _images(self) -> Iterator[tuple[str, int]]:
-        """Yield the path below the root and the class of each image, folder by folder, parents first and sorted."""
+        """Yield the relative path and the class of each image, in sorted order, with parent folders first."""
         remaining = [(self.prefix, -1)]
         visited: set[tuple[int, int]] = set()
         while remaining:
             folder, label = remaining.pop()
             try:
                 status = (self.root / folder).stat()
-                if (status.st_dev, status.st_ino) in visited:  # a link to a folder above it
+                if (status.st_dev, status.st_ino) in visited:  # symlink loop
                     continue
                 images, folders = self._list_folder(self.root / folder)
             except OSError:
@@ -191,7 +191,7 @@ class _SplitWalk:
             remaining += reversed([(f"{folder}{name}/", label) for name, label in zip(folders, labels, strict=True)])
 
     def _list_folder(self, path: Path) -> tuple[list[str], list[str]]:
-        """Return the sorted names of the images and of the folders in a folder."""
+        """Return the sorted names of the images and of the visible subfolders."""
         images, folders, has_marker = [], [], False
         with os.scandir(path) as entries:
             for entry in entries:
@@ -207,6 +207,6 @@ class _SplitWalk:
                     self.index.parquet_files.append(str(path / entry.name))
                 else:
                     self.ignored[extension or "(no extension)"] += 1
-        if has_marker and path.name == RUNS and path != self.root:  # figures of runs are no training images
+        if has_marker and path.name == RUNS and path != self.root:  # figures of runs are not training images
             return [], []
         return sorted(images), sorted(folders)

@@ -1,4 +1,4 @@
-"""Source: parquet files of images in the layout of the Hugging Face hub, among them the built-in sample."""
+"""Source: parquet files of images in the Hugging Face Hub layout, including the built-in sample."""
 
 from __future__ import annotations
 
@@ -29,21 +29,21 @@ from jepa.data.sources.paths import Paths
 
 __all__ = ["SAMPLE", "Parquet", "Sample", "image_column", "open_parquet"]
 
-BATCH_ROWS = 1000  # rows of one Arrow batch, which must stay below 2 GB
+BATCH_ROWS = 1000  # number of rows per Arrow batch, which must stay below 2 GB
 SAMPLE = Path(__file__).parent.parent / "sample"
 
 
 class Parquet(Source):
-    """Parquet files of images, or one parquet table of image paths.
+    """Parquet files of images, or a single parquet table of image paths.
 
-    Parquet files are decompressed in groups of rows. To read single images, their content is copied to an Arrow file.
+    Parquet is read in row groups, so images are copied to an Arrow file for random access.
     """
 
     config: ParquetSource
 
     @cached_property
     def paths(self) -> Paths | None:
-        """The table of paths, if the only file is one."""
+        """The table of paths, if the source is a single such table."""
         files = self.config.files
         if len(files) > 1 or image_column(open_parquet(files[0]).schema_arrow) is not None:
             return None
@@ -58,11 +58,11 @@ class Parquet(Source):
         return files
 
     def splits(self) -> list[str]:
-        """Return the splits, which the names of the files or a column of the table of paths determine."""
+        """Return the splits, taken from the file names or the `split` column."""
         return list(self.files) if self.paths is None else self.paths.splits()
 
     def open(self, split: str) -> SplitIndex:
-        """Open the index of a split, which is written first if the files have changed."""
+        """Open the index of a split, rebuilding it if the files have changed."""
         if self.paths is not None:
             return self.paths.open(split)
         files = self.files[split]
@@ -75,14 +75,14 @@ class Parquet(Source):
 
 
 class Sample(Parquet):
-    """The images of Fashion-MNIST that are part of the package."""
+    """The Fashion-MNIST images included in the package."""
 
     def __init__(self, config: SampleSource, name: str, cache: Path) -> None:
         super().__init__(ParquetSource(tuple(sorted(SAMPLE.glob("*.parquet")))), name, cache)
 
 
 def split_of(file: Path) -> str:
-    """Return the split that the name of a file or its folder contains: train-00000-of-00003.parquet, test/0.parquet."""
+    """Return the split in the name of a file or its folder, as in train-00000-of-00003.parquet or test/0.parquet."""
     match = re.search(r"(?<![a-z])(train|test|validation|valid|val)(?![a-z])", file.stem.lower())
     return SPLIT_NAMES.get(match.group(1) if match else file.parent.name.lower(), "train")
 
@@ -97,7 +97,10 @@ def open_parquet(file: Path) -> pq.ParquetFile:
 
 
 def image_column(schema: pa.Schema) -> str | None:
-    """Return the column of images: a struct (bytes, path) as on the hub, or bytes in `image` or `img`."""
+    """Return the name of the image column: a struct (bytes, path) as on the Hub, or bytes named `image` or `img`.
+
+    Returns None if there is no such column.
+    """
     for field in schema:
         is_struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
         is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
@@ -107,17 +110,17 @@ def image_column(schema: pa.Schema) -> str | None:
 
 
 def write_images(files: list[Path], name: str, path: Path) -> None:
-    """Copy the images and labels of the parquet files of one split to an index; `name` is used in messages."""
+    """Copy the images and labels of a split from parquet files to an index; `name` is used in error messages."""
     schema = open_parquet(files[0]).schema_arrow
     image = image_column(schema)
     if image is None:
         raise InputError(
-            f"{files[0]} has no column of images, which is a struct (bytes, path), nor of paths; its columns are "
+            f"{files[0]} has neither an image column (a struct of bytes and path) nor a path column; its columns are "
             f"{', '.join(schema.names)}"
         )
     label = next((column for column in LABEL_COLUMNS if column in schema.names), None)
     if label is not None:
-        _require_whole(pa.types.is_integer(schema.field(label).type), label, name)
+        _require_integers(pa.types.is_integer(schema.field(label).type), label, name)
     metadata: dict[str, Any] = {"classes": [], "signature": file_signature(files)}
 
     def batches() -> Iterator[pa.RecordBatch]:
@@ -127,15 +130,15 @@ def write_images(files: list[Path], name: str, path: Path) -> None:
             lowest, highest = min(lowest, int(labels.min())), max(highest, int(labels.max()))
             count += len(batch)
             yield pa.record_batch([_as_struct(batch[image]), labels.astype(np.int32)], schema=ENCODED)
-        require(count > 0, f"{name} holds no images")
-        if label is not None and lowest >= 0:  # the hub marks the hidden labels of a test set with -1
+        require(count > 0, f"{name} contains no images; use files that contain at least one")
+        if label is not None and lowest >= 0:  # hidden test labels are -1 on the Hub
             metadata["classes"] = list(complete_class_names(_class_names(schema, label), highest))
 
     write_index(path, ENCODED, batches(), metadata)
 
 
 def _read_columns(files: list[Path], schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of all files. Raises `InputError` if one has another schema."""
+    """Yield the rows of all files. Raises `InputError` if their schemas differ."""
     for file in files:
         opened = open_parquet(file)
         if not opened.schema_arrow.equals(schema):
@@ -144,18 +147,18 @@ def _read_columns(files: list[Path], schema: pa.Schema, columns: list[str]) -> I
 
 
 def _labels(column: pa.Array, name: str, source: str) -> np.ndarray:
-    _require_whole(not column.null_count, name, source)
+    _require_integers(not column.null_count, name, source)
     labels: np.ndarray = column.to_numpy(zero_copy_only=False)
     check_class_numbers(int(labels.max()), name, source)
     return labels
 
 
-def _require_whole(condition: bool, column: str, source: str) -> None:
-    require(condition, f"the column '{column}' of {source} must hold a whole number in every row, the class")
+def _require_integers(condition: bool, column: str, source: str) -> None:
+    require(condition, f"the column '{column}' of {source} must contain an integer class in every row")
 
 
 def _as_struct(images: pa.Array) -> pa.Array:
-    """Convert a column of images to struct (bytes, path)."""
+    """Convert an image column to structs (bytes, path)."""
     path = pa.nulls(len(images), pa.large_string())
     if pa.types.is_struct(images.type):
         has_path = images.type.get_field_index("path") >= 0
@@ -167,6 +170,6 @@ def _as_struct(images: pa.Array) -> pa.Array:
 
 
 def _class_names(schema: pa.Schema, label: str) -> list[str]:
-    """Return the class names in the hub's metadata, which may be incomplete or missing."""
+    """Return the class names in the Hub metadata, which may be incomplete or missing."""
     metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
     return metadata.get("info", {}).get("features", {}).get(label, {}).get("names") or []

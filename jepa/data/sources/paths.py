@@ -1,4 +1,4 @@
-"""Source: a table of image paths as text, CSV, TSV or parquet, with optional labels and splits."""
+"""Source: a table of image paths in text, CSV, TSV or parquet format, with optional labels and splits."""
 
 from __future__ import annotations
 
@@ -27,20 +27,20 @@ from jepa.data.sources.base import (
 __all__ = ["Paths"]
 
 PATH_COLUMNS = ("path", "file", "filename", "file_name", "image", "image_path", "filepath")
-"""Names of the column of paths, the first of which is used."""
+"""Accepted names of the path column; the first one present is used."""
 
 
 class Paths(Source):
     """A table of image paths.
 
-    A `.txt` file has a path in every line. A CSV, TSV or parquet table has a column of paths, and may have a column of
-    labels (numbers or names) and a column `split`. Relative paths start from the folder of the table.
+    A `.txt` file has one path per line. A CSV, TSV or parquet table has a path column and optional columns of labels
+    (numbers or names) and splits. Relative paths are resolved against the folder of the table.
     """
 
     config: PathsSource
 
     def splits(self) -> list[str]:
-        """Return the splits of the table, whose indexes are written first if the table has changed."""
+        """Return the splits of the table, rebuilding their indexes if the table has changed."""
         file = self.config.file
         return cached_splits(self.cache, file_signature([file]), lambda: write_indexes(file, self.cache))
 
@@ -51,10 +51,13 @@ class Paths(Source):
 
 
 def write_indexes(file: Path, cache: Path) -> list[str]:
-    """Write the index of every split of a table to the folder `cache`; return the splits. Raises `InputError`."""
+    """Write the index of each split of a table to the folder `cache`, and return the splits.
+
+    Raises `InputError` if the table cannot be read or its columns are invalid.
+    """
     try:
         return _write_indexes(_read_table(file), file, cache)
-    except (pa.ArrowException, UnicodeDecodeError) as error:  # Arrow converts a column when it is first used
+    except (pa.ArrowException, UnicodeDecodeError) as error:  # Arrow converts columns lazily
         reason = str(error).splitlines()[0]
         raise InputError(f"{file} cannot be read as a table of paths and labels: {reason}") from error
 
@@ -79,55 +82,56 @@ def _write_indexes(table: pa.Table, file: Path, cache: Path) -> list[str]:
     column = next((name for name in PATH_COLUMNS if name in columns), None)
     if column is None:
         raise InputError(
-            f"{file} has no column of images or of paths ({', '.join(PATH_COLUMNS[:4])} …); its columns are "
+            f"{file} has no image or path column ({', '.join(PATH_COLUMNS[:4])} …); its columns are "
             f"{', '.join(columns)}"
         )
     if table[column].null_count or not len(table):
-        raise InputError(f"the column '{column}' of {file} must hold a path in every row, and at least one row")
+        raise InputError(f"the column '{column}' of {file} must have at least one row and a path in every row")
     label = next((name for name in LABEL_COLUMNS if name in columns), None)
     classes, labels = _classes(table[label], label, file) if label is not None else ([], np.full(len(table), -1))
     splits = _splits(table, file)
     names = table[column].to_pylist()
     paths = np.array([name if isinstance(name, bytes) else os.fsencode(str(name)) for name in names], dtype=object)
     for split in dict.fromkeys(splits.tolist()):
-        chosen = splits == split
-        _write_index(file, cache / f"{split}.arrow", paths[chosen], labels[chosen], classes)
+        rows = splits == split
+        _write_index(file, cache / f"{split}.arrow", paths[rows], labels[rows], classes)
     return sorted(set(splits.tolist()))
 
 
 def _classes(column: pa.ChunkedArray, name: str, file: Path) -> tuple[list[str], np.ndarray]:
-    """Return class names and class numbers. Whole numbers stay; names are numbered in sorted order."""
+    """Return class names and labels. Integer labels are kept; names are numbered alphabetically."""
     if column.null_count:
-        raise InputError(f"the column '{name}' of {file} has empty rows; fill them, or remove the column")
+        raise InputError(f"the column '{name}' of {file} has missing values; fill them or remove the column")
     if pa.types.is_integer(column.type):
         numbers = column.to_numpy()
         check_class_numbers(int(numbers.max()), name, file)
-        return [str(number) for number in range(int(numbers.max()) + 1)], numbers
+        return [str(i) for i in range(int(numbers.max()) + 1)], numbers
     names = pc.cast(column, pa.string())
     classes = sorted(pc.unique(names).to_pylist())
     return classes, pc.index_in(names, pa.array(classes)).to_numpy()
 
 
 def _splits(table: pa.Table, file: Path) -> np.ndarray:
-    """Return the split of every row."""
+    """Return the split of each row."""
     names = table["split"].to_pylist() if "split" in table.schema.names else ["train"] * len(table)
     unknown = next((name for name in names if str(name).lower() not in SPLIT_NAMES), None)
     if unknown is not None:
-        raise InputError(f"the column 'split' of {file} has '{unknown}'; it takes train, validation and test")
+        raise InputError(f"the column 'split' of {file} must contain train, validation or test, got '{unknown}'")
     return np.array([SPLIT_NAMES[str(name).lower()] for name in names])
 
 
 def _write_index(file: Path, path: Path, images: np.ndarray, labels: np.ndarray, classes: list[str]) -> None:
-    """Write the index of one split: paths of images, labels, and class names unless labels are hidden."""
+    """Write the index of one split: image paths, labels, and class names unless the labels are hidden."""
 
     def size(image: bytes) -> int:
         try:
             return (file.parent / os.fsdecode(image)).stat().st_size
         except OSError:
-            return 0  # a missing file is reported when it is read
+            return 0  # missing files are reported when they are read
 
     sizes = np.array([size(image) for image in images], dtype=np.int64)
     paths = pa.array(images.tolist(), pa.large_binary())
     batch = pa.record_batch([paths, sizes, labels.astype(np.int32)], schema=PATHS)
-    metadata = {"classes": classes if labels.min() >= 0 else [], "signature": file_signature([file])}  # hidden: -1
+    has_labels = labels.min() >= 0  # hidden labels are -1
+    metadata = {"classes": classes if has_labels else [], "signature": file_signature([file])}
     write_index(path, PATHS, [batch], metadata)

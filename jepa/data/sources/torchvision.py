@@ -1,4 +1,4 @@
-"""Source: a dataset of torchvision by name."""
+"""Source: a torchvision dataset by name."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from jepa.torchvision_guard import guard
 __all__ = ["Torchvision"]
 
 DATA_FOLDER = Path("data")
-"""Folder in which datasets of torchvision are expected, and to which they are downloaded."""
+"""Folder in which torchvision datasets are looked up, and to which they are downloaded."""
 ARRAY_DATASETS = frozenset({"CIFAR10", "CIFAR100", "FashionMNIST", "KMNIST", "MNIST", "STL10", "SVHN"})
-"""Classes of torchvision that hold decoded images in memory; the others open image files."""
-ENCODED_BATCH, PATHS_BATCH = 1000, 10_000  # rows of one Arrow batch
+"""torchvision classes that hold decoded images in memory; all others open image files."""
+ENCODED_BATCH, PATHS_BATCH = 1000, 10_000  # number of rows per Arrow batch
 
 
 class Torchvision(Source):
-    """A dataset of torchvision. Images without a file are stored as PNG."""
+    """A torchvision dataset. Datasets held in memory are stored as PNG."""
 
     config: TorchvisionSource
 
     def splits(self) -> list[str]:
-        """Return the splits of the dataset, which is downloaded first if it is missing."""
+        """Return the splits of the dataset, downloading it if it is missing."""
         name = self.config.name
         return cached_splits(self.cache, name, lambda: write_indexes(name, self.cache))
 
@@ -42,16 +42,16 @@ class Torchvision(Source):
 
 
 def write_indexes(name: str, cache: Path) -> list[str]:
-    """Write the index of every split of a dataset to the folder `cache`; return the splits.
+    """Write the index of each split of a dataset to the folder `cache`, and return the splits.
 
     Raises `InputError` if the dataset is missing and cannot be downloaded.
     """
     guard()
-    from torchvision import datasets  # takes a second to import
+    from torchvision import datasets  # imported here because it takes a second
 
     class_name, splits = TORCHVISION[name]
     in_memory = class_name in ARRAY_DATASETS
-    loader = {} if in_memory else {"loader": str}  # return the path of an image instead of the image
+    loader = {} if in_memory else {"loader": str}  # returns the path of each image instead of opening it
     for split, arguments in splits.items():
 
         def build(download: bool, arguments: dict[str, Any] = arguments) -> Any:
@@ -65,22 +65,22 @@ def write_indexes(name: str, cache: Path) -> list[str]:
 
 
 def _load(name: str, build: Callable[..., Any]) -> Any:
-    """Build a dataset, and download it if it is missing."""
+    """Build a dataset, downloading it if it is missing."""
     try:
         return build(download=False)
     except (RuntimeError, OSError):
         DATA_FOLDER.mkdir(exist_ok=True)
     try:
         return build(download=True)
-    except Exception as error:  # any exception of the network, the archive or the checksum
+    except Exception as error:  # network, archive and checksum errors have many types
         raise InputError(
-            f"{name} is not in {DATA_FOLDER}/ and cannot be downloaded ({' '.join(str(error).split())}); put "
-            "torchvision's files there, or give --data a path"
+            f"{name} is not in {DATA_FOLDER}/ and cannot be downloaded ({' '.join(str(error).split())}); place "
+            "the dataset there, or pass a path to --data"
         ) from error
 
 
 def _class_names(dataset: Any, class_name: str) -> list[str]:
-    """Return the class names, or none if some images have no label."""
+    """Return the class names, or an empty list if some images are unlabeled."""
     if class_name == "SVHN":
         return [str(digit) for digit in range(10)]
     if class_name == "STL10" and min(int(label) for label in dataset.labels) < 0:
@@ -89,7 +89,7 @@ def _class_names(dataset: Any, class_name: str) -> list[str]:
 
 
 def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the images of a dataset that is in memory, as PNG."""
+    """Yield the images of an in-memory dataset as PNG."""
     for samples in _batches(dataset, ENCODED_BATCH):
         files = []
         for image, _ in samples:
@@ -101,7 +101,7 @@ def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
 
 
 def _paths(dataset: Any) -> Iterator[pa.RecordBatch]:
-    """Yield the paths of the images of a dataset, which its loader returns."""
+    """Yield the image paths of a dataset whose loader returns paths."""
     for samples in _batches(dataset, PATHS_BATCH):
         files = [Path(path).resolve() for path, _ in samples]
         sizes = np.array([file.stat().st_size for file in files], dtype=np.int64)
