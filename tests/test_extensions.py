@@ -124,7 +124,7 @@ def test_a_table_refuses_what_is_not_a_part():
     class Nameless(ObjectiveConfig):
         pass
 
-    with pytest.raises(InputError, match="the kind 'ijepa' of Second is taken by jepa.config.ijepa.IJepaConfig"):
+    with pytest.raises(InputError, match=r"'ijepa' of Second is taken by jepa\.config\.ijepa\.IJepaConfig"):
         OBJECTIVES[Second] = "nowhere:Nothing"
     with pytest.raises(InputError, match="Nameless has no kind"):
         OBJECTIVES[Nameless] = "nowhere:Nothing"
