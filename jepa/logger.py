@@ -20,14 +20,14 @@ from jepa.runs import Run
 
 __all__ = ["TrainingLogger", "collapse_warning"]
 
-MIN_SHOWN_WAIT = 0.05  # fraction of the time spent waiting for data, reported above this value
-KNN_DROP = 2.0  # points below the untrained encoder from which kNN triggers a warning
+MIN_SHOWN_WAIT = 0.05  # fraction of time spent waiting for data that is reported if it exceeds this
+KNN_DROP = 2.0  # points; warn if kNN falls further than this below the untrained encoder's
 
 
 def collapse_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
     """Return a warning about the scores of an online evaluation and what to try, or None.
 
-    Both hold `feature_std`, `rankme` and, with labels, `knn`: of the encoder at this step, and before training.
+    `scores` (at this step) and `untrained` (before training) contain `feature_std`, `rankme` and, with labels, `knn`.
     """
     if scores["rankme"] < 2 or scores["feature_std"] < 0.01 * untrained["feature_std"]:
         return (

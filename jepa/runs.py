@@ -71,7 +71,9 @@ class Run:
         if not run.path.is_dir():
             raise InputError(f"there is no run folder {path}; 'jepa train --run {path}' creates one")
         if not run.exists:
-            raise InputError(f"{path} is not a run folder: it has no config.json; give the folder that --run named")
+            raise InputError(
+                f"{path} is not a run folder: it has no config.json; pass the folder that was given as --run"
+            )
         return run
 
     def check_unused(self) -> None:
@@ -79,7 +81,7 @@ class Run:
         path = self.path
         if self.exists:
             raise InputError(
-                f"the run {path} exists already: 'jepa evaluate {path}' evaluates it, '--resume' continues it, "
+                f"the run {path} already exists: 'jepa evaluate {path}' evaluates it, '--resume' continues it, "
                 f"'--run DIR' trains into another folder, and 'rm -r {path}' removes it"
             )
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
@@ -218,7 +220,7 @@ def fresh_objective(config: Config) -> Objective:
     """
     if config.data.mean is None:
         raise InputError(
-            "the config has no data.mean and data.std, which training adds to the config.json of a run; give the "
+            "the config has no data.mean or data.std, which training adds to the config.json of a run; pass the "
             "config of a trained run"
         )
     with torch.random.fork_rng(devices=[]):  # leaves the caller's generator unchanged

@@ -152,7 +152,7 @@ def start_run(
         load_tensors(tensors, objective, optimizer, where=run.checkpoint())
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
         if step >= config.steps:
-            raise InputError(f"{path} is complete at step {step}; give --steps above that to continue training")
+            raise InputError(f"{path} is already complete at step {step}; pass a larger --steps to continue training")
         if metadata["images"] != dataset.signature and distributed.is_main():
             print(
                 "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",

@@ -43,7 +43,7 @@ def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
     assert json.loads(out) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
     code, _, err = call(capsys, "train", "--config", config_file, "--run", run)
     assert code == 2
-    assert all(word in err for word in ("exists already", "jepa evaluate", "--resume", "--run DIR"))
+    assert all(word in err for word in ("already exists", "jepa evaluate", "--resume", "--run DIR"))
     code, _, err = call(capsys, "train", "--run", run, "--resume", "--steps", "6")
     assert code == 0
     assert Run.open(run).load()[1]["step"] == 6

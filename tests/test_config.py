@@ -93,7 +93,7 @@ def test_bad_json_is_refused_in_one_sentence(values, message):
         (lambda: DataConfig(channels=3, mean=(0.5,)), "data.mean must have 3 values, one per channel, got 1"),
         (lambda: DataConfig(canvas=0), "data.canvas must be at least 1 pixel, got 0"),
         (lambda: DataConfig(std=(0.0, 1.0, 1.0)), "data.std must be positive"),
-        (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas must be two rates"),
+        (lambda: OptimConfig(betas=(0.9, 1.0)), "optim.betas must be two values in [0, 1)"),
         (lambda: Config(seed=-1), "seed must be an integer"),
         (lambda: Config(batch_size=4, accumulate=4, objective=IJepaConfig(variance=1)), "give --batch-size 8 or more"),
         (lambda: DataConfig(holdout=0.7), "data.holdout must be at least 0 and below 0.5, got 0.7"),

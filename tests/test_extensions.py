@@ -234,7 +234,7 @@ def test_a_run_has_one_code_file(tmp_path, capsys):
     mixer, autoencoder = EXTENSIONS / "mixer.py", EXTENSIONS / "autoencoder.py"
     for arguments in ([autoencoder, "--code", mixer], ["demo", "--code", mixer, f"--code={autoencoder}"]):
         assert call("train", *arguments) == 2
-        assert "several code files are given; put all components into one file" in capsys.readouterr().err
+        assert "more than one code file was given; put all components in one file" in capsys.readouterr().err
     (tmp_path / "method.txt").write_text("x = 1")
     assert call("train", tmp_path / "method.txt") == 2
     assert "is not a Python file; give the name of a recipe, or a file that ends in .py" in capsys.readouterr().err

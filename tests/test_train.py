@@ -260,7 +260,7 @@ def test_without_labels_scores_that_need_none_are_computed(tiny, tmp_path):
 
 def test_which_settings_may_change_on_resume(tiny, tmp_path):
     run = train(tiny, tmp_path / "run")
-    with pytest.raises(InputError, match="is complete at step 6; give --steps above that"):
+    with pytest.raises(InputError, match="is already complete at step 6; pass a larger --steps"):
         train(tiny, run.path, resume=True)
     wider = dataclasses.replace(tiny.backbone, size="64x4x2")
     with pytest.raises(InputError, match=r"backbone.size = 32x4x2 and cannot be resumed with 64x4x2"):

@@ -1,4 +1,4 @@
-"""All configuration dataclasses, the tables of parts and the recipes.
+"""All configuration dataclasses, the tables of components and the recipes.
 
 The docstring under a field is its help text on the command line. Nothing here imports torch, so `--help` is quick.
 """

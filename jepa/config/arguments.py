@@ -1,4 +1,4 @@
-"""Command line of `jepa train`: parse the arguments to the config of an experiment.
+"""Command line of `jepa train`: parse the arguments into the config of an experiment.
 
 The defaults come from a recipe, a config file, or the run to resume. Flags override them.
 """
@@ -49,8 +49,8 @@ class RunArguments:
     backbone: Annotated[
         str | None,
         tyro.conf.arg(
-            help=f"Replace the backbone of the recipe: {', '.join(BACKBONES.kinds())}. Its settings are then "
-            "--backbone.NAME."
+            help=f"Replace the backbone of the recipe: {', '.join(BACKBONES.kinds())}. Set its options with "
+            "--backbone.SETTING."
         ),
     ] = None
     code: Path | None = None
@@ -153,10 +153,10 @@ def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | 
 
 
 def _check_one_code_file(run: RunArguments, arguments: Sequence[str]) -> None:
-    """Raise `InputError` if several code files are given, of which a run could record only one."""
+    """Raise `InputError` if more than one code file is given; a run can record only one."""
     files = [argument for argument in arguments if argument.partition("=")[0] == "--code"]
     if len(files) + bool(CODE_FILE.fullmatch(run.recipe)) > 1:
-        raise InputError("several code files are given; put all components into one file, and give it once")
+        raise InputError("more than one code file was given; put all components in one file and pass it once")
 
 
 @dataclass(frozen=True)

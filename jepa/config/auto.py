@@ -52,9 +52,9 @@ class Setting:
 def auto_config(
     source: str, summary: DataSummary, given: tuple[int, int] | None = None
 ) -> tuple[Config, list[Setting]]:
-    """Choose an I-JEPA for a set of images, and return its config and the chosen settings.
+    """Choose an I-JEPA experiment for a set of images, and return its config and the chosen settings.
 
-    `given` are height and width of the encoder's input if the user has fixed them. Raises `InputError` for a source
+    `given` is the height and width of the encoder's input, if set by the user. Raises `InputError` for a source
     of fewer than two images, or if no patch size suits the given size.
     """
     require(summary.count >= 2, f"{source} has {summary.count} training image; training requires at least 2")

@@ -31,8 +31,8 @@ def is_power_of_two(number: int) -> bool:
 def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]:
     """Parse `DIMxDEPTHxHEADS`, or `DIMxDEPTH` with heads of width 64 (32 if DIM is not a multiple of 64).
 
-    Raises `InputError` for any other form; `where` and `others` are the setting's name and further accepted values in
-    its message.
+    Raises `InputError` for any other form. The message contains `where`, the name of the setting, and `others`, any
+    additional accepted values.
     """
     parts = text.lower().split("x")
     is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
@@ -91,7 +91,7 @@ class ViTConfig(BackboneConfig):
     patch: int = 16
     """Side of a patch, in pixels."""
     stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Layers from patches to tokens: linear (the paper), conv (3x3, its receptive field crosses patch borders) or
+    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders) or
     patch-conv (each token depends on its own patch only)."""
 
     def __post_init__(self) -> None:
@@ -123,7 +123,7 @@ class EnergyConfig(BackboneConfig):
     patch: int = 16
     """Side of a patch, in pixels."""
     stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Layers from patches to tokens: linear (the paper), conv (3x3, its receptive field crosses patch borders) or
+    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders) or
     patch-conv (each token depends on its own patch only)."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sin-cos position embeddings, or learned ones (the paper)."""

@@ -83,7 +83,7 @@ class SourceConfig:
 
 
 def defined_in(definition: Any) -> tuple[str, str]:
-    """Return the file (or module) and the name of a class or function; both survive redefinition."""
+    """Return the file (or module) and the name of a class or function; both stay the same if it is defined again."""
     module = str(getattr(definition, "__module__", ""))
     file = getattr(sys.modules.get(module), "__file__", None) or module
     return file, getattr(definition, "__qualname__", repr(definition))
@@ -183,7 +183,7 @@ class OptimConfig:
             require(value >= 0 and math.isfinite(value), f"optim.{name} must be finite and at least 0, got {value}")
         require(
             all(0 <= beta < 1 for beta in self.betas),
-            f"optim.betas must be two rates of at least 0 and below 1, got {self.betas}",
+            f"optim.betas must be two values in [0, 1), got {self.betas}",
         )
         require(self.clip is None or self.clip > 0, f"optim.clip must be positive, or none, got {self.clip}")
 
@@ -234,7 +234,7 @@ class Config:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):
             value = getattr(self, name)
             require(value >= 1, f"{name} must be an integer of at least 1, got {value}")
-        require(0 <= self.seed < 2**31, f"seed must be an integer of at least 0 and below {2**31}, got {self.seed}")
+        require(0 <= self.seed < 2**31, f"seed must be an integer between 0 and {2**31 - 1}, got {self.seed}")
         require(self.eval_every >= 0, f"eval_every must be an integer of at least 0, got {self.eval_every}")
         require(
             self.batch_size % self.accumulate == 0,

@@ -107,7 +107,7 @@ def energy_cifar10() -> Config:
     """I-JEPA with Energy Transformers on CIFAR-10 at 32 pixels, in the same training time as ijepa-cifar10.
 
     Command: jepa train energy-cifar10
-    Time: 10 minutes of training on two cores, as ijepa-cifar10 (15 on slow ones)
+    Time: 10 minutes of training on two cores, the same as ijepa-cifar10 (15 on slower cores)
     Result: kNN 45.8 ± 0.5, linear 50.8 ± 0.7 (untrained 36.0 ± 0.2, 45.0 ± 0.5; three seeds)
     """
     return replace(
@@ -163,7 +163,7 @@ def saccade_cifar10() -> Config:
 
 
 def vicreg_cifar10() -> Config:
-    """VICReg on the fixations of saccade-cifar10, as its baseline, without a teacher, predictor or saccade.
+    """VICReg on the fixations of saccade-cifar10, as its baseline without a teacher or a predictor.
 
     The weight of the invariance term is a twelfth of the paper's, which works better here. The number of steps is three
     fifths of that of saccade-cifar10, because each step takes 1.3 to 1.5 times as long.
@@ -267,7 +267,10 @@ class RecipeTable(dict[str, Recipe]):
     """The recipes by name."""
 
     def __setitem__(self, name: str, make: Recipe) -> None:
-        """Add a recipe. Raises `InputError` if a different file has a recipe of this name."""
+        """Add a recipe.
+
+        Raises `InputError` if the name is taken by a different function, or if `make` is not a function.
+        """
         if not callable(make):
             raise InputError(f"the recipe '{name}' must be a function that returns a Config, got {type(make).__name__}")
         other = self.get(name)

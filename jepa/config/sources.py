@@ -55,7 +55,7 @@ class SampleSource(SourceConfig):
 
 @dataclass(frozen=True)
 class HuggingFaceSource(SourceConfig):
-    """A dataset of the Hugging Face hub, loaded by the package `datasets`."""
+    """A dataset on the Hugging Face Hub, loaded with the `datasets` package."""
 
     kind: ClassVar[str] = "hf"
     usage: ClassVar[str] = "hf:OWNER/NAME"

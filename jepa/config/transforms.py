@@ -114,7 +114,7 @@ class FixationConfig:
     def check_canvas(self, canvas: tuple[int, int], size: tuple[int, int]) -> None:
         """Raise `InputError` if views of `size` could reach beyond an image of `canvas` pixels, (height, width) each.
 
-        Images with a different aspect ratio leave more room, not less.
+        Images whose aspect ratio differs from that of `canvas` leave at least as much room.
         """
         require(
             canvas[0] >= size[0] and canvas[1] >= size[1],

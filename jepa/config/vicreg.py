@@ -17,7 +17,7 @@ LOSSES = ("invariance", "variance", "covariance")
 
 @dataclass(frozen=True)
 class VICRegConfig(ObjectiveConfig):
-    """VICReg (Bardes et al. 2022) on two fixations, without a predictor, a teacher or the saccade."""
+    """VICReg (Bardes et al. 2022) on two fixations, with no predictor or teacher, and without the saccade."""
 
     kind: ClassVar[str] = "vicreg"
 

@@ -82,6 +82,6 @@ def _identity(chunk: Any) -> Any:
 
 
 def _start_worker(worker_id: int) -> None:
-    """Leave Ctrl-C, which reaches all processes of a terminal, to the training process."""
+    """Ignore Ctrl-C, which the terminal sends to every process; the training process handles it."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_DFL)

@@ -46,10 +46,11 @@ def saccade_retrieval(objective: Objective, dataset: ImageDataset, indices: Tens
     """Evaluate the predictor of a Saccade JEPA on up to 512 images of `indices`.
 
     `top1` (accuracy in percent) and `mrr` (mean reciprocal rank) measure retrieval of the actual view after a saccade.
-    `same image` retrieves it among 32 fixations of the same image, `shuffled` likewise but from a wrong saccade (that
-    to a different one of the 32), and `across` among fixations of 32 images. `errors` are the squared errors of the
-    prediction, of the prediction from a wrong saccade, and of predicting no change, divided by the variance of the
-    embeddings. They are averaged over saccades of similar length; `lengths` are the mean lengths, in view sides.
+    For `same image`, the candidates are 32 fixations of the same image. `shuffled` has the same candidates, but the
+    prediction is conditioned on the saccade to a different one of them. For `across`, the candidates are fixations of
+    32 images. `errors` are the squared errors of the prediction, of the prediction from a wrong saccade, and of
+    predicting no change, divided by the variance of the embeddings. They are averaged within bins of saccade length;
+    `lengths` are the mean lengths of the bins, in view sides.
     Returns None if the objective has no such predictor, or if there are fewer than 32 images.
     """
     if not has_saccade_predictor(objective):
