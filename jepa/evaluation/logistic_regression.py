@@ -102,8 +102,8 @@ def choose_penalty(x: Tensor, labels: Tensor, classes: int) -> tuple[float, Tens
 class Preconditioner:
     """A change of variables that gives the loss a similar curvature in all directions.
 
-    The Hessian of the loss is bounded by c·X'X/N + penalty·I (Böhning 1992). `factor` is the Cholesky factor of a matrix
-    of this form, with c = `CURVATURE`.
+    The Hessian of the loss is bounded by c·X'X/N + penalty·I (Böhning 1992). `factor` is the Cholesky factor of a
+    matrix of this form, with c = `CURVATURE`.
     """
 
     factor: Tensor  # (D, D)
