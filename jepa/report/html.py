@@ -87,8 +87,8 @@ SECTIONS = {
     ),
     "saccades": (
         INPUTS_TITLE,
-        "Two fixations of each image and the saccade between them: shift in view sides, rotation and zoom. The lower "
-        "plot, shown if the model has a predictor, is its squared error divided by the variance of the embeddings.",
+        "Two fixations of each image and the saccade between them: shift in view sides, rotation and zoom. If the "
+        "model has a predictor, the lower plot shows its squared error divided by the variance of the embeddings.",
     ),
 }
 ANIMATION_CAPTION = (
