@@ -75,7 +75,7 @@ def test_an_energy_transformer_trains_and_its_energy_falls(tiny, tmp_path):
     assert energy["falling"] == 100
     assert energy["images"] == 40
     assert energy["total"][0] == pytest.approx(energy["attention"][0] + energy["hopfield"][0], abs=0.02)
-    assert "it falls at every step for 100% of them" in as_text(result, run.path)
+    assert "decreases at every step for 100% of them" in as_text(result, run.path)
     again = jepa.load(str(run.path))
     assert again.embed(torch.rand(2, 3, 16, 16)).shape == (2, 32)
     assert not again.training
