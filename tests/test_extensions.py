@@ -243,7 +243,8 @@ def test_a_run_has_one_code_file(tmp_path, capsys):
 def test_a_config_that_cannot_be_read_again_is_rejected_before_training(tmp_path, toy_source, capsys):
     code = tmp_path / "method.py"
     text = (EXTENSIONS / "autoencoder.py").read_text()
-    text = text.replace("noise: float = 0.1", "noise: float = 0.1\n    extra: dict[str, int] = field(default_factory=dict)")
+    extra = "    extra: dict[str, int] = field(default_factory=dict)"
+    text = text.replace("noise: float = 0.1", f"noise: float = 0.1\n{extra}")
     code.write_text(text.replace("from dataclasses import dataclass", "from dataclasses import dataclass, field"))
     assert call("train", code, "--data", toy_source, "--data.channels", "3", "--run", tmp_path / "run") == 2
     assert "config.objective.extra" in capsys.readouterr().err.splitlines()[-1]
