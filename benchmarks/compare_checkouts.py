@@ -1,8 +1,8 @@
 """Check that two checkouts of this repository train bitwise identical models.
 
-    git worktree add /tmp/before v0.1.0
-    python benchmarks/compare_checkouts.py /tmp/before .
-    python benchmarks/compare_checkouts.py /tmp/before . --only demo --only saccade
+    git worktree add ../before 72716a6
+    python benchmarks/compare_checkouts.py ../before .
+    python benchmarks/compare_checkouts.py ../before . --only demo --only saccade
 
 Each case is a short training run on the CPU, in a separate process per checkout with the same Python. Prints a table of
 the largest differences between logged losses and between tensors of the last checkpoints (weights and optimizer state),

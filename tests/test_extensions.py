@@ -192,11 +192,18 @@ def test_code_is_run_only_when_it_is_given(tmp_path, toy_source, capsys):
     assert "was trained with a different version of method.py" in capsys.readouterr().err
     assert call("train", "--run", run, "--resume", "--steps", "4", "--code", code) == 2
     assert call("evaluate", run, "--code", code, "--allow-changed-code") == 0
+    assert user_code_module.loaded_code(Run(run).config.code).content == code.read_bytes()  # which --full trains with
     assert call("train", "--run", run, "--resume", "--steps", "4", "--code", code, "--allow-changed-code") == 0
     assert Run(run).load()[1]["step"] == 4
     copies = sorted(path.name for path in (run / "code").iterdir())
     assert len(copies) == 2
     assert (run / "code" / "method.py").read_bytes() == code.read_bytes()
+
+
+@pytest.mark.parametrize("values", ["method.py", {"file": "../method.py", "sha256": "0"}, {"file": "method.py"}])
+def test_a_damaged_record_of_the_code_is_one_sentence(values, tmp_path):
+    with pytest.raises(InputError, match="must have a file name without a folder and its sha256"):
+        user_code_module.check_code_loaded(values, tmp_path / "config.json")
 
 
 def test_runs_of_a_file_are_compared_without_it(tmp_path, toy_source, capsys):

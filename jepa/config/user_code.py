@@ -71,8 +71,10 @@ def _run(path: Path, content: bytes, name: str) -> None:
 
 
 def loaded_code(code: CodeConfig) -> LoadedCode:
-    """Return the path, content and recipes of a loaded file."""
-    return _loaded[code.sha256]
+    """Return the path, content and recipes of a loaded file, or of the changed version that was allowed instead."""
+    if code.sha256 in _loaded:
+        return _loaded[code.sha256]
+    return next(loaded for loaded in reversed(_loaded.values()) if loaded.path.name == code.file)
 
 
 def changes_allowed(code: CodeConfig) -> bool:
@@ -88,8 +90,8 @@ def check_code_loaded(values: Any, config_path: Path) -> None:
     if values is None:
         return
     file, sha256 = (values.get("file"), values.get("sha256")) if isinstance(values, dict) else (None, None)
-    if not isinstance(file, str) or not isinstance(sha256, str):
-        raise InputError(f"code in {config_path} must be an object with file and sha256, got {values!r}")
+    if not isinstance(file, str) or not isinstance(sha256, str) or Path(file).name != file:
+        raise InputError(f"code in {config_path} must have a file name without a folder and its sha256, got {values!r}")
     if sha256 in _loaded or file in _accepted:
         return
     copy = config_path.parent / "code" / file
