@@ -58,8 +58,8 @@ def probes(rounds: int) -> None:
     assert train.labels is not None
     assert test.labels is not None
     train_labels, test_labels = train.labels, test.labels
-    mean, std = feature_statistics(train.x)
-    train_x, test_x = (train.x - mean) / std, (test.x - mean) / std
+    standardization = feature_statistics(train.x)
+    train_x, test_x = standardization(train.x), standardization(test.x)
     train_unit, test_unit = (F.normalize(x - train.x.mean(0), dim=-1).numpy() for x in (train.x, test.x))
 
     def weights(distance: np.ndarray) -> np.ndarray:

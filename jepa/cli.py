@@ -13,7 +13,7 @@ from typing import Annotated, NoReturn
 import tyro
 
 from jepa.config import RECIPES, InputError, suggest
-from jepa.config.arguments import parse_train_arguments
+from jepa.config.arguments import expand_home, parse_train_arguments
 from jepa.config.auto import DataSummary
 from jepa.config.errors import exit_with
 from jepa.config.recipes import documentation
@@ -225,5 +225,5 @@ def _run(name: str, arguments: list[str]) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run a sub-command and exit; errors in the arguments are printed as one sentence, with exit code 2."""
-    name, *rest = list(sys.argv[1:] if arguments is None else arguments) or ["--help"]
+    name, *rest = expand_home(sys.argv[1:] if arguments is None else arguments) or ["--help"]
     exit_with(lambda: _run(name, rest))

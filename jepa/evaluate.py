@@ -23,10 +23,11 @@ from jepa.distributed import keep_freed_memory, pick_device
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
+from jepa.evaluation.labels import has_classes
 from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor, saccade_retrieval
-from jepa.evaluation.scores import MAX_PIXEL_IMAGES, has_classes, score, score_encoders
+from jepa.evaluation.scores import MAX_PIXEL_IMAGES, score, score_encoders
 from jepa.objectives import Objective
 from jepa.rng import Rng
 from jepa.runs import Run, fresh_objective, load_encoder, load_tensors
@@ -94,7 +95,9 @@ class EvaluationRun:
         load_tensors(tensors, objective, where=folder.checkpoint())
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
-        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name)
+        knows_labels = config.objective.uses_labels and source is None
+        fraction = data.holdout if knows_labels else TEST_FRACTION
+        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, fraction)
         return cls(
             folder=folder,
             config=config,
@@ -117,7 +120,7 @@ class EvaluationRun:
     @property
     def has_classes(self) -> bool:
         """Whether kNN and linear probes can be computed, which requires labels of at least two classes."""
-        return has_classes(self.train.dataset, self.test.dataset)
+        return has_classes(self.train.labels, self.test.labels)
 
     @property
     def device(self) -> torch.device:
@@ -161,19 +164,22 @@ class EvaluationRun:
         return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
 
 
-def _open_subsets(data: DataConfig, cache: Path) -> tuple[Subset, Subset, str]:
-    """Return the images to fit on, the images to score, and a description of the split."""
+def _open_subsets(data: DataConfig, cache: Path, fraction: float) -> tuple[Subset, Subset, str]:
+    """Return the images to fit on, the images to score, and a description of the split.
+
+    Without a test split, a `fraction` of the training images is held out for scoring.
+    """
     train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
     if test is not None:
         if len(test) < 2:
             raise InputError(f"{data.source} must have at least two test images, got {len(test)}")
         return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
-    fit, held_out = split_holdout(len(train), TEST_FRACTION)
+    fit, held_out = split_holdout(len(train), fraction)
     if len(held_out) < 2:
         raise InputError(
-            f"{data.source} has only {len(train)} images and no test split; use a source with more images or a "
-            "test split"
+            f"{data.source} has no test split, and only {len(held_out)} of its {len(train)} images can be held out for "
+            "scoring; use a source with more images or a test split, or train with a larger --data.holdout"
         )
     return (
         Subset(train, fit),
@@ -237,15 +243,10 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
     train, test, trained = run.train, run.test, scores["trained"]
     omitted = []
     if "linear" not in trained:
-        unlabeled = {subset.dataset.name: None for subset in (train, test) if subset.dataset.labels is None}
-        if unlabeled:
-            reason = f"labels, but {' and '.join(unlabeled)} {'has' if len(unlabeled) == 1 else 'have'} none"
-        else:
-            reason = f"labels of at least two classes, but {train.dataset.name} has only one"
         also = ", and the baselines of --full" if full else ""
-        omitted.append(f"kNN and linear probes{also}, which need {reason}")
+        omitted.append(f"kNN and linear probes{also}, which need {_missing_labels(train, test)}")
     elif "knn" not in trained:
-        omitted.append(f"kNN, which needs at least {HEADLINE_K} training images, but there are {len(train.indices)}")
+        omitted.append(f"kNN, which needs at least {HEADLINE_K} labeled training images")
     for fraction, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
         if "linear" in trained and key not in trained:
             omitted.append(f"the linear probe with {fraction} of the labels: some class would have no image")
@@ -253,9 +254,20 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
         omitted.append(f"saccade retrieval, which needs at least {RETRIEVAL_IMAGES} test images")
     if "dimension" not in trained:
         omitted.append(
-            f"the correlation dimension: the distances between {len(test.indices):,} images have no scaling region"
+            f"the correlation dimension: the distances between {len(test.indices):,} images have no scaling region, "
+            "for example because there are too few images or because of noise"
         )
     return "; ".join(omitted)
+
+
+def _missing_labels(train: Subset, test: Subset) -> str:
+    """Return which labels are needed but missing."""
+    unlabeled = {subset.dataset.name: None for subset in (train, test) if subset.labels is None}
+    if unlabeled:
+        return f"labels, but {' and '.join(unlabeled)} {'has' if len(unlabeled) == 1 else 'have'} none"
+    if test.labels is not None and int(test.labels.max()) < 0:
+        return "labeled test images, but there are none"
+    return f"labels of at least two classes, but {train.dataset.name} has only one"
 
 
 def baselines(run: EvaluationRun) -> dict[str, Any]:
@@ -278,10 +290,18 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
 
 
 def train_supervised(run: EvaluationRun) -> Encoder:
-    """Return the supervised counterpart of the run's encoder, training it or resuming its training if needed."""
-    config = supervised_config(dataclasses.replace(run.config, data=run.data), len(run.train.dataset.classes))
-    source_hash = hashlib.blake2b(config.data.source.encode(), digest_size=4).hexdigest()
-    folder = Run(run.folder.path / "baselines" / f"supervised-{source_hash}")
+    """Return the supervised counterpart of the run's encoder, training it or resuming its training if needed.
+
+    It is never trained on images that are scored: without a test split, the same images are held out from its training.
+    """
+    data = run.data
+    if run.test.dataset is run.train.dataset:
+        data = dataclasses.replace(data, holdout=TEST_FRACTION)
+    config = supervised_config(dataclasses.replace(run.config, data=data), len(run.train.dataset.classes))
+    images = f"{data.source} {data.holdout}"
+    folder = Run(
+        run.folder.path / "baselines" / f"supervised-{hashlib.blake2b(images.encode(), digest_size=4).hexdigest()}"
+    )
     started = folder.checkpoint().is_file()
     if not started or folder.load()[1]["step"] < config.steps:
         train(config, folder.path, resume=started)

@@ -9,27 +9,36 @@ from torch import nn
 
 from jepa.config import OptimConfig
 
-__all__ = ["build_optimizer", "learning_rate", "momentum", "set_schedule", "weight_decay"]
+__all__ = ["build_optimizer", "learning_rate", "momentum", "progress", "set_schedule", "weight_decay"]
+
+
+def progress(step: int, steps: int) -> float:
+    """Return the position of a step in a run of `steps` steps: 0 for the first one, 1 for the last one."""
+    return step / max(1, steps - 1)
 
 
 def learning_rate(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the learning rate: linear warmup from `lr_start` to `lr`, then cosine decay to `lr_end` at the last step.
+    """Return the learning rate of a step: linear warmup from `lr_start` to `lr`, then cosine decay to `lr_end`.
 
-    The warmup takes at most a quarter of the steps.
+    The first step has `lr_start` (without warmup `lr`), step number `warmup` has `lr`, and the last step has `lr_end`;
+    steps count from 0. The warmup takes at most a quarter of the steps.
     """
     warmup = min(config.warmup, steps // 4)
     if step < warmup:
         return config.lr_start + (config.lr - config.lr_start) * step / warmup
-    return _cosine(config.lr, config.lr_end, (step - warmup) / max(1, steps - warmup))
+    return _cosine(config.lr, config.lr_end, progress(step - warmup, steps - warmup))
 
 
 def weight_decay(step: int, steps: int, config: OptimConfig) -> float:
-    """Return the weight decay, which follows a cosine from `weight_decay` to `weight_decay_end`."""
-    return _cosine(config.weight_decay, config.weight_decay_end, step / steps)
+    """Return the weight decay of a step: a cosine from `weight_decay` at the first to `weight_decay_end` at the last.
+
+    The I-JEPA paper describes a linear increase (appendix A); its code, like this function, uses a cosine.
+    """
+    return _cosine(config.weight_decay, config.weight_decay_end, progress(step, steps))
 
 
 def momentum(progress: float, half_life: float, half_life_end: float) -> float:
-    """Return the EMA momentum after a fraction `progress` of the run.
+    """Return the EMA momentum at a position in the run, 0 for the first step and 1 for the last one.
 
     A half-life in steps corresponds to a momentum of 0.5 ** (1 / half_life). The momentum is interpolated linearly.
     """
@@ -38,7 +47,7 @@ def momentum(progress: float, half_life: float, half_life_end: float) -> float:
 
 
 def _cosine(start: float, end: float, progress: float) -> float:
-    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
 def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:

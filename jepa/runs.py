@@ -36,7 +36,7 @@ class Run:
     """One run folder."""
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
 
     @classmethod
     def create(cls, path: str | Path, config: Config) -> Run:
@@ -195,14 +195,17 @@ def load_tensors(
     """
     model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
     own = objective.state_dict()
-    for name in [*own, *model]:
-        if name not in model or name not in own or own[name].shape != model[name].shape:
-            shapes = [list(part[name].shape) if name in part else "missing" for part in (model, own)]
-            raise InputError(
-                f"the checkpoint {where} does not match this architecture: {name} is {shapes[0]} there and {shapes[1]} "
-                "in this config; resume with the run's own config, or start a new run"
-            )
-    objective.load_state_dict(model)
+    different = [name for name, tensor in model.items() if name in own and own[name].shape != tensor.shape]
+    if not different:
+        missing, unexpected = objective.load_state_dict(model, strict=False)
+        different = [*missing, *unexpected]
+    if different:
+        name = different[0]
+        shapes = [list(part[name].shape) if name in part else "missing" for part in (model, own)]
+        raise InputError(
+            f"the checkpoint {where} does not match this architecture: {name} is {shapes[0]} there and {shapes[1]} "
+            "in this config; resume with the run's own config, or start a new run"
+        )
     if optimizer is None:
         return
     state: dict[int, dict[str, Tensor]] = {}
@@ -211,6 +214,10 @@ def load_tensors(
             _, index, key = name.split(".")
             state.setdefault(int(index), {})[key] = tensor
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    for parameter, moments in optimizer.state.items():
+        for key, moment in moments.items():
+            if moment.shape == parameter.shape:  # fused optimizers require the memory layout of the parameter
+                moments[key] = torch.empty_like(parameter).copy_(moment)
 
 
 def fresh_objective(config: Config) -> Objective:
@@ -233,7 +240,7 @@ def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str =
 
     Raises `InputError` if there is no such run, checkpoint or encoder.
     """
-    given = Path(path)
+    given = Path(path).expanduser()
     if given.suffix == ".safetensors":
         run, checkpoint = Run.open(given.parent.parent), given.stem
     else:

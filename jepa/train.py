@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from jepa import distributed
 from jepa.config import Config, InputError
-from jepa.config.arguments import TrainArguments, parse_train_arguments
+from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with
 from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import changes_allowed, loaded_code
@@ -34,7 +34,7 @@ from jepa.data.stats import measure_statistics
 from jepa.evaluation.online import evaluate_online
 from jepa.logger import TrainingLogger
 from jepa.objectives import Objective
-from jepa.optim import build_optimizer, set_schedule
+from jepa.optim import build_optimizer, learning_rate, progress, set_schedule
 from jepa.rng import Rng, seed_torch
 from jepa.runs import Run, fresh_objective, load_tensors, to_tensors
 
@@ -69,7 +69,8 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             dataset = open_dataset(config.data, cache=Path(path).parent / CACHE.name)
             assert dataset is not None  # a source without a training split raises an error
             config = dataclasses.replace(config, data=measure_statistics(config.data, dataset))
-        data = TrainingData(dataset, *split_holdout(len(dataset), config.data.holdout))
+        held_out = config.data.holdout if dataset.labels is not None else 0.0
+        data = TrainingData(dataset, *split_holdout(len(dataset), held_out))
         loader = Loader(
             dataset=dataset,
             indices=data.indices,
@@ -80,6 +81,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             rank=distributed.rank(),
             world_size=distributed.world_size(),
             workers=config.data.workers,
+            labels=config.objective.uses_labels,
         )
         objective = fresh_objective(config).to(device)
         distributed.sync_batchnorm(objective)
@@ -114,8 +116,8 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
                     nn.utils.clip_grad_norm_(objective.parameters(), config.optim.clip)
                 optimizer.step()
                 optimizer.zero_grad()
+                objective.after_step(progress(step, config.steps))
                 step += 1
-                objective.after_step(step / config.steps)
 
                 stop = distributed.any_true(received_signal(), device)
                 logger.advance()
@@ -146,13 +148,16 @@ def start_run(
     """Create the run folder, or restore the state of the run in it; return it, its step and its seconds of training."""
     run, step, seconds = Run(path), 0, 0.0
     if resume and run.exists:
-        check_resumable(run.config, config, path)
+        before = run.config
+        check_resumable(before, config, path)
     if resume and run.checkpoint().is_file():
         tensors, metadata = run.load()
         load_tensors(tensors, objective, optimizer, where=run.checkpoint())
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
         if step >= config.steps:
             raise InputError(f"{path} is already complete at step {step}; pass a larger --steps to continue training")
+        if before.steps != config.steps and distributed.is_main():
+            print(f"jepa: {changed_schedule(step, before, config)}", file=sys.stderr)
         if metadata["images"] != dataset.signature and distributed.is_main():
             print(
                 "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",
@@ -163,6 +168,17 @@ def start_run(
         run = Run.create(path, config)
         run.forget_after(step or -1)
     return run, step, seconds
+
+
+def changed_schedule(step: int, before: Config, now: Config) -> str:
+    """Describe what a different number of steps changes, for a run that is resumed at `step`."""
+    old = learning_rate(min(step, before.steps - 1), before.steps, before.optim)
+    new = learning_rate(step, now.steps, now.optim)
+    return (
+        f"the run has {now.steps} steps instead of {before.steps}, and its schedules are stretched to that length: the "
+        f"learning rate goes from {old:.1e} to {new:.1e} at step {step + 1}, and weight decay and momentum change too; "
+        f"for the result of a single run of {now.steps} steps, train it from the start"
+    )
 
 
 def check_resumable(before: Config, now: Config, path: str | Path) -> None:
@@ -200,16 +216,29 @@ def check_finite(objective: Objective, step: int) -> None:
 
 
 def evaluate(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:
-    """Evaluate the main encoder, log its scores, and save the checkpoint with the best kNN accuracy so far."""
+    """Evaluate the main encoder and log its scores.
+
+    The checkpoint is saved as `best` if its kNN accuracy is above that of `best` by more than the standard error.
+    """
     check_finite(objective, step)
     if distributed.is_main():
         with logger.paused():
             scores = evaluate_online(objective.main_encoder, *data)
-        best = max((record.get("knn", -1.0) for record in logger.run.metrics()), default=-1.0)
-        if scores.get("knn", -1.0) > best:
+        best = None
+        for record in logger.run.metrics():
+            best = better(record, best)
+        if better(scores, best) is scores:
             logger.run.save("best", to_tensors(objective), step=step, knn=scores["knn"], chosen_with_labels=True)
         logger.log_scores(step, scores)
     distributed.barrier()
+
+
+def better(scores: dict[str, float], best: dict[str, float] | None) -> dict[str, float] | None:
+    """Return `scores` if their kNN accuracy exceeds that of `best` by more than its standard error, else `best`."""
+    if "knn" not in scores:
+        return best
+    above = best is None or scores["knn"] > best["knn"] + scores.get("knn_error", 0.0)
+    return scores if above else best
 
 
 @contextmanager
@@ -245,7 +274,7 @@ def run_training(arguments: TrainArguments) -> int:
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Train with the arguments of `jepa train`, by default those of the process, and exit."""
-    given = sys.argv[1:] if arguments is None else arguments
+    given = expand_home(sys.argv[1:] if arguments is None else arguments)
     exit_with(lambda: run_training(parse_train_arguments(given, summarize_source)))
 
 

@@ -11,7 +11,8 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa.config import Config, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig
+from jepa.config import Config, ConvNetConfig, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig
+from jepa.runs import Run
 
 
 def write_parquet(path: Path, images: list[np.ndarray], labels: list[int] | None = None, names=("a", "b")) -> Path:
@@ -97,3 +98,24 @@ def tiny(toy_source: str) -> Config:
 def same_tensors(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
     """Say whether two checkpoints hold bitwise the same tensors."""
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def last(run: Run) -> dict[str, torch.Tensor]:
+    return run.load()[0]
+
+
+def reduced(config: Config, source: str) -> Config:
+    """The same experiment with tiny networks, on tiny images."""
+    if isinstance(config.backbone, ConvNetConfig):
+        backbone = dataclasses.replace(config.backbone, name="convnext_atto", small_stem=True)
+    else:
+        backbone = dataclasses.replace(config.backbone, size="32x4x2", patch=4)
+    data = dataclasses.replace(
+        config.data, source=source, image_size=32, canvas=40, mean=None, std=None, channels=config.data.channels
+    )
+    objective = config.objective
+    if isinstance(objective, IJepaConfig):
+        objective = dataclasses.replace(objective, predictor="16x2x2")
+    return dataclasses.replace(
+        config, steps=2, batch_size=8, compile=False, device="cpu", data=data, backbone=backbone, objective=objective
+    )

@@ -1,19 +1,28 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 import torch
 
 from jepa.cli import main
-from jepa.config import Config, FixationConfig, InputError, SaccadeConfig, SupervisedConfig
+from jepa.config import (
+    Config,
+    CropConfig,
+    FixationConfig,
+    InputError,
+    OptimConfig,
+    SaccadeConfig,
+    SupervisedConfig,
+)
 from jepa.config.serialization import from_dict, to_dict
-from jepa.data import Batch
-from jepa.evaluate import EvaluationRun, supervised_config
+from jepa.data import Batch, split_holdout
+from jepa.evaluate import EvaluationRun, evaluate_run, supervised_config
 from jepa.evaluation.features import Features
 from jepa.evaluation.pixel_baselines import PatchDictionary, kmeans, pca_features
 from jepa.objectives.supervised import Supervised
 from jepa.rng import Rng
-from jepa.runs import fresh_objective
+from jepa.runs import Run, fresh_objective
 from jepa.train import train
 from tests.conftest import override, toy_images, write_parquet
 
@@ -45,6 +54,57 @@ def test_full_without_labels_omits_the_baselines(tiny, tmp_path, capsys):
         main(["evaluate", str(run), "--full"])
     assert "the baselines of --full" in capsys.readouterr().out
     assert not (run / "baselines").exists()
+
+
+@pytest.mark.parametrize(("classes", "size", "has_test_split"), [(2, 100, False), (4, 120, True)])
+def test_random_labels_score_at_chance_in_every_row(classes, size, has_test_split, tiny, tmp_path):
+    """No row is scored on images whose labels it has seen."""
+    names = "abcd"[:classes]
+    generator = np.random.default_rng(0)
+    for split, count in (("train", size), ("test", 60)):
+        if split == "train" or has_test_split:
+            labels = generator.integers(0, classes, count).tolist()
+            write_parquet(tmp_path / "random" / f"{split}.parquet", toy_images(count, seed=size)[0], labels, names)
+    optim = OptimConfig(lr=3e-3, warmup=5)
+    config = override(tiny, data__source=str(tmp_path / "random"), steps=200, save_every=200, batch_size=32, optim=optim)
+    config = override(config, data__holdout=0.02, objective__crop=CropConfig(kind="full"))
+    result = evaluate_run(EvaluationRun.open(train(config, tmp_path / "run").path), full=True)
+    supervised = Run(next((tmp_path / "run" / "baselines").glob("supervised-*")))
+    last_loss = [record["loss"] for record in supervised.metrics() if "loss" in record][-1]
+    assert last_loss < 0.3  # it has learned its training images by heart
+    chance, spread = 100 / classes, 100 * (classes - 1) ** 0.5 / classes / result["data"]["test"] ** 0.5
+    for row in ("trained", "context", "untrained", "pixels", "pca", "patches", "supervised"):
+        for key in ("knn", "linear", "linear_10pc"):
+            assert abs(result[row][key] - chance) < 4 * spread, (row, key)
+
+
+def test_a_supervised_run_without_a_test_split_is_scored_on_its_held_out_images(tiny, tmp_path):
+    images, labels = toy_images(100)
+    write_parquet(tmp_path / "data" / "train.parquet", images, labels)
+    config = override(tiny, data__source=str(tmp_path / "data"), data__holdout=0.1, objective=SupervisedConfig(2))
+    run = EvaluationRun.open(train(config, tmp_path / "run").path)
+    assert len(run.test.indices) == 10
+    assert torch.equal(run.test.indices, split_holdout(100, 0.1)[1])
+    unsplit = train(override(config, data__holdout=0.0), tmp_path / "unsplit")
+    with pytest.raises(InputError, match="no test split, and only 0 of its 100 images can be held out"):
+        EvaluationRun.open(unsplit.path)
+
+
+def test_unlabeled_images_have_no_supervised_loss(tiny):
+    config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3, objective=SupervisedConfig(classes=3))
+    objective = fresh_objective(config)
+    images, labels = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8), torch.arange(8) % 3
+
+    def loss(some_labels):
+        inputs = objective.sample(Batch(images, some_labels, torch.arange(8)), Rng(0, 0, torch.arange(8)))
+        return objective(inputs)["loss"]
+
+    half = labels.clone()
+    half[4:] = -1
+    inputs = objective.sample(Batch(images, labels, torch.arange(8)), Rng(0, 0, torch.arange(8)))
+    logits = objective.head(objective.encoder(inputs.images).x.mean(1))
+    assert torch.allclose(loss(half), -logits.log_softmax(-1)[torch.arange(4), labels[:4]].sum() / 8)
+    assert loss(torch.full((8,), -1)) == 0
 
 
 def test_the_supervised_loss_is_the_cross_entropy_of_its_head(tiny):

@@ -5,9 +5,12 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import jepa
 from jepa.cli import main
 from jepa.config import EnergyConfig
+from jepa.config.arguments import expand_home
 from jepa.config.recipes import RECIPES
 from jepa.config.serialization import read_config, to_dict
 from jepa.runs import Run
@@ -170,3 +173,31 @@ def test_a_closed_pipe_is_no_traceback():
     command = f"{sys.executable} -m jepa train --help | head -n 1"
     result = subprocess.run(command, shell=True, capture_output=True, text=True, check=False)
     assert result.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("argument", "expected"),
+    [
+        ("~/photos", "{home}/photos"),
+        ("--run=~/runs/x", "--run={home}/runs/x"),
+        ("--data.source=~", "--data.source={home}"),
+        ("--name=a~b", "--name=a~b"),
+        ("~other/x", "~other/x"),
+        ("runs/~", "runs/~"),
+    ],
+)
+def test_the_home_folder_is_expanded_in_every_argument(argument, expected, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert expand_home([argument]) == [expected.format(home=tmp_path)]
+
+
+def test_a_run_in_the_home_folder(monkeypatch, tmp_path, tiny):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(tiny)))
+    with pytest.raises(SystemExit) as stop:
+        main(["train", "--config=~/config.json", "--run=~/runs/x", "--steps", "1"])
+    assert stop.value.code == 0
+    assert (tmp_path / "runs" / "x" / "config.json").is_file()
+    assert not (tmp_path / "~").exists()
+    assert jepa.load("~/runs/x").embed(torch.zeros(1, 3, 16, 16)).shape == (1, 32)

@@ -65,3 +65,15 @@ def test_duplicates_are_ignored_and_counted():
 @pytest.mark.parametrize("x", [torch.rand(50, 3), torch.ones(1000, 3), torch.rand(3, 3).repeat(400, 1)])
 def test_points_without_a_scaling_region_have_no_dimension(x):
     assert correlation_dimension(x) is None
+
+
+@pytest.mark.parametrize(
+    ("dimension", "noise", "features"), [(2, 0.003, 64), (2, 0.01, 64), (4, 0.01, 64), (3, 0.02, 256)]
+)
+def test_noise_is_not_extrapolated(dimension, noise, features):
+    generator = torch.Generator().manual_seed(0)
+    x = torch.zeros(4000, features)
+    x[:, : dimension + 1] = torch.nn.functional.normalize(torch.randn(4000, dimension + 1, generator=generator), dim=1)
+    estimate = correlation_dimension(x + noise * torch.randn(x.shape, generator=generator))
+    # slopes at small radii are those of the noise, so either larger radii are used, or there is no scaling region
+    assert estimate is None or dimension <= estimate.value < 1.3 * dimension

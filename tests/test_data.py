@@ -26,6 +26,7 @@ def read_all(dataset: ImageDataset) -> torch.Tensor:
 
 def loader(dataset: ImageDataset, batch_size: int, **settings) -> Loader:
     """Return a loader of the first 80 images with seed 0."""
+    settings = {"labels": True} | settings
     return Loader(dataset=dataset, indices=torch.arange(80), batch_size=batch_size, seed=0, device=CPU, **settings)
 
 
@@ -111,6 +112,12 @@ def test_processes_and_microbatches_divide_one_batch(toy_source):
     assert torch.equal(whole.images, torch.cat([batch.images for batch in microbatches]))
     assert torch.equal(whole.labels, torch.cat([batch.labels for batch in microbatches]))
     assert torch.equal(torch.arange(16), torch.cat([batch.positions for batch in microbatches]))
+
+
+def test_only_objectives_that_use_labels_get_them(toy_source):
+    dataset = open_dataset(DataConfig(source=toy_source, image_size=16))
+    assert next(loader(dataset, 16, labels=False).steps(range(1)))[0].labels is None
+    assert next(loader(dataset, 16, labels=True).steps(range(1)))[0].labels.shape == (16,)
 
 
 def test_the_holdout_is_disjoint_and_limited():

@@ -9,7 +9,16 @@ import torch
 from PIL import Image
 
 from jepa.cli import main
-from jepa.config import ConvNetConfig, EnergyConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig
+from jepa.config import (
+    ConvNetConfig,
+    DataConfig,
+    EnergyConfig,
+    FixationConfig,
+    InputError,
+    SaccadeConfig,
+    VICRegConfig,
+)
+from jepa.data import open_dataset
 from jepa.evaluate import EvaluationRun, evaluate_run
 from jepa.evaluation.features import Features
 from jepa.evaluation.projection import project
@@ -35,11 +44,13 @@ EXPECTED = {
 
 @pytest.fixture
 def many(tmp_path, monkeypatch):
-    """Write enough test images for a correlation dimension. UMAP, which is tested separately, is replaced by PCA."""
+    """Write enough photos for a correlation dimension. UMAP, which is tested separately, is replaced by PCA."""
     monkeypatch.setattr("jepa.evaluation.projection.MAX_POINTS", 10)
-    for split, count, seed in (("train", 80, 0), ("test", 300, 1)):
-        images, labels = toy_images(count, seed=seed)
-        write_parquet(tmp_path / "many" / f"{split}.parquet", images, labels)
+    for split, count in (("train", 80), ("test", 600)):
+        sample = open_dataset(DataConfig(source="sample", image_size=28), split, tmp_path / "cache")
+        photos = sample.read(torch.arange(count)).pixels.permute(0, 2, 3, 1)[:, 6:22, 6:22]
+        labels = (sample.labels[:count] > 4).long().tolist()
+        write_parquet(tmp_path / "many" / f"{split}.parquet", list(photos.numpy()), labels)
     return str(tmp_path / "many")
 
 
@@ -118,24 +129,34 @@ def test_a_run_without_labels_has_a_report(tiny, tmp_path):
 @pytest.mark.parametrize(
     ("knn", "linear", "summary"),
     [
-        (50, 50, "Training improved the features: kNN +10.0 points and linear probe +10.0 points"),
-        (50, 39, "Training improved the features only in kNN accuracy: kNN +10.0 points and linear probe -1.0 points"),
-        (41, 39, "Training did not clearly improve the features: kNN +1.0 points and linear probe -1.0 points"),
+        (50, 50, "Training improved the features: kNN +10.0 ± 4.0 points and linear probe +10.0 ± 4.0 points"),
+        (50, 39, "Training improved the features only in kNN accuracy: kNN +10.0 ± 4.0 points and linear probe -1.0 ±"),
+        (47, 39, "Training did not clearly improve the features: kNN +7.0 ± 4.0 points and linear probe -1.0 ± 4.0"),
     ],
 )
 def test_the_verdict_compares_with_the_untrained_encoder(knn, linear, summary):
     result = {
         "trained": {"knn": knn, "linear": linear},
         "untrained": {"knn": 40.0, "linear": 40.0},
-        "pixels": {"knn": 45.0, "linear": 60.0},
+        "pixels": {"knn": 48.0, "linear": 60.0},
         "data": {"test": 300},
     }
     assert verdict(result).startswith(summary)
     pixels_are_better = "Raw pixels score higher than the trained encoder (kNN and linear probe)" in verdict(result)
-    assert pixels_are_better == (knn < 45)
-    assert "With 300 test images, differences of a few points may be due to chance" in verdict(result)
+    assert pixels_are_better == (knn < 48)
+    result["data"]["test"] = 10_000  # with more images, smaller gains are clear
+    assert ("Training improved the features" in verdict(result)) == (knn > 40)
     result["untrained"] = {"knn": 97.0, "linear": 99.0}
     assert "already scores above 95%" in verdict(result)
+
+
+def test_gains_are_the_differences_of_the_scores_shown():
+    result = {
+        "trained": {"knn": 77.84, "linear": 60.06},
+        "untrained": {"knn": 68.46, "linear": 60.04},
+        "data": {"test": 2000},
+    }
+    assert "kNN +9.3 ± 1.4 points and linear probe +0.1 ± 1.5 points" in verdict(result)  # 77.8 - 68.5, 60.1 - 60.0
 
 
 def test_vicreg_has_fixations_without_errors(tiny, tmp_path):

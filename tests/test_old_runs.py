@@ -10,7 +10,7 @@ import torch
 import jepa
 from jepa.config import FixationConfig, SaccadeConfig
 from jepa.evaluate import evaluate
-from jepa.runs import Run
+from jepa.runs import Run, fresh_objective, load_tensors, to_tensors
 from jepa.train import train
 from tests.conftest import override
 
@@ -47,3 +47,16 @@ def test_it_is_evaluated_and_resumed(old_run, toy_source):
     assert resumed.load()[1]["step"] == 4
     assert all(torch.isfinite(tensor).all() for tensor in resumed.load()[0].values())
     assert "view_fraction" in (old_run.path / "config.json").read_text() or old_run.path.name == "ijepa"
+
+
+def test_the_predictor_of_an_old_saccade_run_keeps_its_frequencies(tmp_path):
+    """The code of a saccade had a lowest frequency of π, to which the weights of its predictor were fitted."""
+    run = Run(shutil.copytree(RUNS / "saccade", tmp_path / "run"))
+    tensors, _ = run.load()
+    assert not any("frequencies" in name for name in tensors)
+    fresh, old = fresh_objective(run.config), fresh_objective(run.config)
+    load_tensors(tensors, old, where=run.checkpoint())
+    assert torch.equal(old.code.frequencies, 2 * fresh.code.frequencies)
+    again = fresh_objective(run.config)
+    load_tensors(to_tensors(old), again, where=run.checkpoint())
+    assert torch.equal(again.code.frequencies, old.code.frequencies)

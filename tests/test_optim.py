@@ -1,34 +1,48 @@
 """Schedules of the learning rate, weight decay and EMA momentum, and parameter groups."""
 
+import dataclasses
 import math
 
+import pytest
 import torch
 from torch import nn
 
 from jepa.config import OptimConfig
-from jepa.optim import build_optimizer, learning_rate, momentum, set_schedule, weight_decay
+from jepa.optim import build_optimizer, learning_rate, momentum, progress, set_schedule, weight_decay
 
 CONFIG = OptimConfig(lr=1.0, lr_start=0.1, lr_end=0.01, warmup=10, weight_decay=0.04, weight_decay_end=0.4)
 
 
-def test_learning_rate_has_a_warmup_and_a_cosine():
-    lrs = [learning_rate(step, 110, CONFIG) for step in range(111)]
+@pytest.mark.parametrize("steps", [40, 110, 1000])
+def test_learning_rate_has_a_warmup_and_a_cosine_that_ends_at_the_last_step(steps):
+    lrs = [learning_rate(step, steps, CONFIG) for step in range(steps)]
     assert math.isclose(lrs[0], 0.1)
     assert math.isclose(lrs[5], 0.55)
     assert math.isclose(lrs[10], 1.0)
-    assert math.isclose(lrs[60], (1.0 + 0.01) / 2)
-    assert math.isclose(lrs[110], 0.01)
+    assert math.isclose(lrs[-1], 0.01)
+    assert math.isclose((lrs[12] + lrs[-3]) / 2, (1.0 + 0.01) / 2)  # a cosine is symmetric about its center
     assert max(lrs) == lrs[10]
+    assert lrs[10:] == sorted(lrs[10:], reverse=True)
+
+
+def test_without_warmup_the_first_step_has_the_peak_learning_rate():
+    config = dataclasses.replace(CONFIG, warmup=0)
+    assert [learning_rate(step, 3, config) for step in range(3)] == pytest.approx([1.0, 0.505, 0.01])
+    assert learning_rate(0, 1, config) == 1.0
 
 
 def test_warmup_takes_at_most_a_quarter_of_a_short_run():
     assert math.isclose(learning_rate(1, 4, CONFIG), 1.0)
 
 
-def test_weight_decay_follows_a_cosine():
-    assert math.isclose(weight_decay(0, 100, CONFIG), 0.04)
-    assert math.isclose(weight_decay(50, 100, CONFIG), 0.22)
-    assert math.isclose(weight_decay(100, 100, CONFIG), 0.4)
+@pytest.mark.parametrize("steps", [2, 101])
+def test_weight_decay_and_momentum_reach_both_ends(steps):
+    first, last = 0, steps - 1
+    assert math.isclose(weight_decay(first, steps, CONFIG), 0.04)
+    assert math.isclose(weight_decay(last, steps, CONFIG), 0.4)
+    assert math.isclose(momentum(progress(first, steps), 7, 70), 0.5 ** (1 / 7))
+    assert math.isclose(momentum(progress(last, steps), 7, 70), 0.5 ** (1 / 70))
+    assert math.isclose(weight_decay(50, 101, CONFIG), 0.22)
 
 
 def test_momentum_with_the_half_lives_of_the_paper():
@@ -42,7 +56,7 @@ def test_biases_norms_and_single_tokens_have_no_weight_decay():
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     model.mask_token = nn.Parameter(torch.zeros(5))
     optimizer = build_optimizer(model, CONFIG)
-    set_schedule(optimizer, 100, 100, CONFIG)
+    set_schedule(optimizer, 99, 100, CONFIG)
     with_decay, without_decay = optimizer.param_groups
     assert [tuple(parameter.shape) for parameter in with_decay["params"]] == [(3, 4)]
     assert len(without_decay["params"]) == 4

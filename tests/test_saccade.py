@@ -53,7 +53,7 @@ def test_every_term_equals_its_definition(tiny):
     geometry, predictor = objective.geometry, objective.predictor
 
     def predict(x, saccade):
-        embedding = geometry.features(saccade) @ predictor.saccade.weight.T + predictor.saccade.bias
+        embedding = objective.code(geometry.normalized(saccade)) @ predictor.saccade.weight.T + predictor.saccade.bias
         return predictor.layers(x + embedding)
 
     def huber(x, y):

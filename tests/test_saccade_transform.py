@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.config import FixationConfig, InputError
+from jepa.objectives.saccade import SaccadeCode
 from jepa.rng import Rng
 from jepa.transforms.saccade import Geometry, Pose, rotate
 
@@ -180,19 +181,33 @@ def test_large_images_are_antialiased():
         assert (view - 0.5).abs().max() < 0.05
 
 
-def test_features_are_sin_and_cos_of_the_normalized_saccade():
+def test_number_of_octaves():
+    assert Geometry(WIDE, (64, 64), (32, 32)).num_octaves() == [10, 4, 4, 4]
+    upright = Geometry(FixationConfig(view_fraction=0.5, shift=0.5, rotation=0), (64, 64), (32, 32))
+    assert upright.num_octaves() == [4, 4]
+
+
+def test_the_code_of_a_saccade_is_sin_and_cos_of_its_components():
     geometry, before, after = sample_fixations(WIDE, (64, 64), (32, 32))
     saccade = before.inverse().of(after)
-    features = geometry.features(saccade)
-    assert geometry.num_octaves() == [10, 4, 4, 4]
-    assert features.shape == (256, 44)
     normalized = geometry.normalized(saccade)
     assert normalized.abs().max() <= 1
     assert geometry.normalized(saccade.inverse()).abs().max() <= 1
-    assert torch.allclose(features[:, 2], torch.sin(4 * math.pi * normalized[:, 0]), atol=1e-5)
-    assert torch.allclose(features[:, 22 + 11], torch.cos(2 * math.pi * normalized[:, 1]), atol=1e-5)
-    upright = Geometry(FixationConfig(view_fraction=0.5, shift=0.5, rotation=0), (64, 64), (32, 32))
-    assert upright.num_octaves() == [4, 4]
+    code = SaccadeCode(geometry.num_octaves())(normalized)
+    assert code.shape == (256, 44)
+    assert torch.allclose(code[:, 2], torch.sin(2 * math.pi * normalized[:, 0]), atol=1e-5)
+    assert torch.allclose(code[:, 22 + 11], torch.cos(math.pi * normalized[:, 1]), atol=1e-5)
+
+
+@pytest.mark.parametrize("num_octaves", [[10, 4, 4, 4], [4, 4], [10]])
+def test_different_saccades_have_different_codes(num_octaves):
+    grid = torch.linspace(-1, 1, 9)
+    saccades = torch.cartesian_prod(*[grid] * len(num_octaves)).reshape(-1, len(num_octaves))
+    codes = SaccadeCode(num_octaves)(saccades)
+    for saccade in saccades[:: len(saccades) // 7]:
+        distance = (SaccadeCode(num_octaves)(saccade[None]) - codes).norm(dim=1)
+        change = (saccade - saccades).norm(dim=1)
+        assert (distance[change > 0] > 0.3).all()  # the codes of -1 and 1 are not the same
 
 
 @pytest.mark.parametrize("rotation", [20, 60, 90])

@@ -5,6 +5,7 @@ Shapes: B images, C channels, N tokens in the grid, K kept tokens, D width, L la
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,9 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa.transforms.crop import resize
+from jepa.config import InputError
+from jepa.transforms.crop import as_float, resize
 
 __all__ = ["Backbone", "Encoder", "Tokens", "Trunk", "eval_mode", "sincos_positions", "take"]
+
+IMAGE_TOLERANCE = 0.1  # how far images may exceed [0, 1], for example after bicubic resampling
+VIEW_TOLERANCE = 1.0  # how far views of an objective may exceed it, for example with added noise
 
 
 @dataclass
@@ -106,11 +111,14 @@ class Encoder(nn.Module):
         valid: Tensor | None = None,
         layers: Sequence[int] = (),
     ) -> Tokens:
-        """Normalize and encode images (B, C, H, W), floats in [0, 1]; see `Backbone.forward`.
+        """Normalize and encode images (B, C, H, W), uint8 or floats in [0, 1]; see `Backbone.forward`.
 
-        The height and width must be multiples of the stride.
+        The height and width must be multiples of the stride. Raises `InputError` if the shape, type or values of the
+        images are different. Values may be up to 1 outside of the range, because objectives may add noise to views.
+        They are not checked on a GPU, because training would wait for the result; `embed` and `prepare` always check.
         """
-        tokens: Tokens = self.backbone((images - self.mean) / self.std, keep, valid, layers)
+        self._check_images(images, VIEW_TOLERANCE if images.device.type == "cpu" else math.inf)
+        tokens: Tokens = self.backbone(self._normalize(as_float(images)), keep, valid, layers)
         return tokens
 
     @property
@@ -119,12 +127,45 @@ class Encoder(nn.Module):
         return self.mean.device
 
     def prepare(self, images: Tensor) -> Tensor:
-        """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], for the backbone."""
-        return (resize(images, self.size) - self.mean) / self.std
+        """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], for the backbone.
+
+        Raises `InputError` if the shape, type or values of the images are different.
+        """
+        self._check_images(images)
+        return self._normalize(resize(images, self.size))
 
     def embed(self, images: Tensor) -> Tensor:
-        """Return the average token (B, D) of each image (B, C, H, W), uint8 or floats in [0, 1]."""
-        return self.backbone.pool(self(resize(images, self.size)).x)
+        """Return the average token (B, D) of each image (B, C, H, W), uint8 or floats in [0, 1].
+
+        Raises `InputError` if the shape, type or values of the images are different.
+        """
+        return self.backbone.pool(self.backbone(self.prepare(images)).x)
+
+    def _normalize(self, images: Tensor) -> Tensor:
+        return (images.to(self.mean.dtype) - self.mean) / self.std
+
+    def _check_images(self, images: Tensor, tolerance: float = IMAGE_TOLERANCE) -> None:
+        """Raise `InputError` unless the images are uint8 or floats in [0, 1] ± `tolerance`, with the right channels."""
+        channels = len(self.mean)
+        if images.ndim != 4 or images.shape[1] != channels:
+            raise InputError(
+                f"images must have the shape (B, {channels}, H, W), got {tuple(images.shape)}; use "
+                ".permute(0, 3, 1, 2) for channels-last images and images[None] for a single one"
+            )
+        if images.dtype == torch.uint8:
+            return
+        if not images.is_floating_point():
+            raise InputError(
+                f"images must be uint8 or floats in [0, 1], got {images.dtype}; convert them to floats and divide by "
+                "their largest possible value"
+            )
+        if tolerance < math.inf and images.numel() and not torch.compiler.is_compiling():
+            low, high = (float(value) for value in images.detach().aminmax())
+            if not (-tolerance <= low and high <= 1 + tolerance):
+                raise InputError(
+                    f"images must be uint8 or floats in [0, 1], got floats between {low:.4g} and {high:.4g}; divide "
+                    "values of 0 to 255 by 255, and do not normalize images, because the encoder does so"
+                )
 
 
 @contextmanager

@@ -23,7 +23,7 @@ from jepa.config.recipes import RECIPES, recipe
 from jepa.config.serialization import read_config
 from jepa.config.user_code import load_code, loaded_code
 
-__all__ = ["Summarize", "TrainArguments", "parse_train_arguments"]
+__all__ = ["Summarize", "TrainArguments", "expand_home", "parse_train_arguments"]
 
 T = TypeVar("T")
 AUTO_RECIPE = "ijepa-folder"  # its settings are chosen from the images and the device
@@ -128,6 +128,14 @@ def _check_recipe_first(first: list[str], flags: list[str]) -> None:
     for before, argument in zip(["", *flags], flags, strict=False):
         if not first and argument in RECIPES and (not before.startswith("--") or before == "--resume" or "=" in before):
             raise InputError(f"the recipe '{argument}' must come first: jepa train {argument} ...")
+
+
+def expand_home(arguments: Sequence[str]) -> list[str]:
+    """Replace `~` by the home folder also in --flag=~/path and in arguments that no shell has seen."""
+    home = str(Path.home())
+    return [
+        re.sub(r"^(--[\w.-]+=)?~(?=/|$)", lambda match: (match[1] or "") + home, argument) for argument in arguments
+    ]
 
 
 def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | None) -> Config:

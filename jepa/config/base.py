@@ -53,6 +53,8 @@ class ObjectiveConfig:
 
     kind: ClassVar[str]
     """Name of the objective in config.json."""
+    uses_labels: ClassVar[bool] = False
+    """Whether the objective is trained with labels. The batches of other objectives have none."""
 
     def check_experiment(self, config: Config) -> None:
         """Raise `InputError` if the objective is incompatible with the rest of the experiment."""
@@ -165,13 +167,13 @@ class OptimConfig:
     lr_start: float = 1e-4
     """Learning rate at the first step."""
     lr_end: float = 1e-6
-    """Learning rate at the end of the cosine schedule."""
+    """Learning rate at the last step, the end of a cosine schedule."""
     warmup: int = 100
     """Linear warm-up steps, capped at a quarter of the run."""
     weight_decay: float = 0.04
     """Weight decay at the first step. Biases, norms and the mask token are not decayed."""
     weight_decay_end: float = 0.4
-    """Weight decay at the end of the cosine schedule."""
+    """Weight decay at the last step, the end of a cosine schedule."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Decay rates of AdamW's two moments."""
     clip: float | None = None

@@ -28,8 +28,9 @@ class DataConfig:
     """Mean of each channel, for pixels in [0, 1]; measured on the training images by default."""
     std: tuple[float, ...] | None = None
     """Standard deviation of each channel; measured on the training images by default."""
-    holdout: float = 0.02
-    """Fraction of the training images held out for the online evaluation."""
+    holdout: float = 0.2
+    """Fraction of labeled training images held out for the online evaluation, at most 2,000 images. Without labels, all
+    images are trained on."""
     cache_gb: float = 8.0
     """Cache decoded images in a file beside the run if they take at most this many gigabytes; otherwise decode them in
     every epoch."""

@@ -17,6 +17,7 @@ class SupervisedConfig(ObjectiveConfig):
     """Cross-entropy of a linear layer on the averaged tokens. It is the only objective that requires labels."""
 
     kind: ClassVar[str] = "supervised"
+    uses_labels: ClassVar[bool] = True
 
     classes: int = 10
     """Number of classes of the source."""

@@ -28,7 +28,7 @@ class Batch:
     """A batch of images on the device, as passed to `Objective.sample`."""
 
     images: Tensor  # (B, C, H, W) uint8
-    labels: Tensor | None  # (B,), used only by the supervised baseline
+    labels: Tensor | None  # (B,), -1 for unlabeled images; None unless the objective uses labels
     positions: Tensor  # (B,) positions in the global batch
 
 
@@ -97,9 +97,9 @@ class BrokenFileLog:
 class Loader:
     """Load the batches of one rank, divided into microbatches.
 
-    `indices` (N,) are the sorted indices of the training images. `workers` is the number of decoding processes, or None
-    for the device's default. Raises `InputError` if there are fewer images than the batch size, or if the batch size is
-    not a multiple of processes times microbatches.
+    `indices` (N,) are the sorted indices of the training images. With `labels`, batches contain the labels of the
+    images. `workers` is the number of decoding processes, or None for the device's default. Raises `InputError` if
+    there are fewer images than the batch size, or if the batch size is not a multiple of processes times microbatches.
     """
 
     dataset: ImageDataset
@@ -111,6 +111,7 @@ class Loader:
     rank: int = 0
     world_size: int = 1
     workers: int | None = None
+    labels: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.indices)
@@ -151,7 +152,7 @@ class Loader:
             pixels, indices = pixels.clone(), indices.clone()
             for position in (~decoded.readable).nonzero().flatten().tolist():
                 pixels[position], indices[position] = self._next_readable(int(indices[position]))
-        labels = None if self.dataset.labels is None else self.dataset.labels[indices]
+        labels = self.dataset.labels[indices] if self.labels and self.dataset.labels is not None else None
         if self.device.type == "cuda":
             pixels = pixels.pin_memory()
         return Batch(pixels, labels, self._positions())

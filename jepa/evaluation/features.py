@@ -34,6 +34,11 @@ class Subset(NamedTuple):
     dataset: ImageDataset
     indices: Tensor
 
+    @property
+    def labels(self) -> Tensor | None:
+        """Labels of the images, -1 for unlabeled ones; None if the dataset has no labels."""
+        return None if self.dataset.labels is None else self.dataset.labels[self.indices]
+
 
 @dataclass(frozen=True)
 class Features:
@@ -43,7 +48,7 @@ class Features:
     """
 
     x: Tensor  # (N, D) float32: the last layer, averaged over tokens
-    labels: Tensor | None  # (N,)
+    labels: Tensor | None  # (N,), -1 for unlabeled images
     indices: Tensor  # (N,): positions of the images in their split
     source: str  # name and signature of the split
     last4: Tensor | None = None  # (N, sum of widths): the last four layers, averaged over tokens and concatenated

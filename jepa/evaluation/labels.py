@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,35 @@ from jepa.config import InputError
 from jepa.evaluation.collapse import check_features
 from jepa.evaluation.features import Features
 
-__all__ = ["check_labels", "num_classes"]
+__all__ = ["UNLABELED", "check_labels", "has_classes", "labeled", "num_classes", "standard_error"]
+
+UNLABELED = -1  # label of an image without one, in a dataset in which others have labels
+
+
+def labeled(features: Features) -> Features:
+    """Return the features of the labeled images only."""
+    if features.labels is None or int(features.labels.min()) != UNLABELED:
+        return features
+    known = features.labels != UNLABELED
+    last4 = None if features.last4 is None else features.last4[known]
+    return Features(features.x[known], features.labels[known], features.indices[known], features.source, last4)
+
+
+def has_classes(train_labels: Tensor | None, test_labels: Tensor | None) -> bool:
+    """Return whether accuracies can be computed: labels of two or more classes to fit on, and labels to score."""
+    if train_labels is None or test_labels is None:
+        return False
+    return len(train_labels[train_labels != UNLABELED].unique()) > 1 and bool((test_labels != UNLABELED).any())
+
+
+def standard_error(accuracy: float, count: int) -> float:
+    """Return the standard error, in percent, of an accuracy in percent that was measured on `count` images.
+
+    It is the error of a binomial proportion, with two successes and two failures added so that it is not 0 if all
+    images are classified correctly (Agresti & Coull 1998).
+    """
+    proportion = (accuracy / 100 * count + 2) / (count + 4)
+    return 100 * math.sqrt(proportion * (1 - proportion) / (count + 4))
 
 
 def check_labels(train: Features, test: Features) -> tuple[Tensor, Tensor]:
@@ -24,8 +54,9 @@ def check_labels(train: Features, test: Features) -> tuple[Tensor, Tensor]:
         )
     for features in (train, test):
         check_features(features.x)
-        if features.labels is None:
-            raise InputError(f"{features.source} has no labels; kNN and linear probes require them")
+        if features.labels is None or int(features.labels.min()) == UNLABELED:
+            missing = "no labels" if features.labels is None else "unlabeled images"
+            raise InputError(f"{features.source} has {missing}; kNN and linear probes require labels")
     if train.source == test.source and bool(torch.isin(test.indices, train.indices).any()):
         raise InputError(
             f"some images of {train.source} are in both train and test; pass disjoint indices or a different split"

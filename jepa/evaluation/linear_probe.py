@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from jepa.config import InputError
 from jepa.evaluation.features import Features
 from jepa.evaluation.labels import check_labels, num_classes
-from jepa.evaluation.logistic_regression import accuracy, fit_by_minibatches, fit_in_memory
+from jepa.evaluation.logistic_regression import accuracy, fit_in_chunks, fit_in_memory
 
 __all__ = ["few_labels", "linear_probe"]
 
-MAX_LBFGS_BYTES = 2e9  # maximum size of features fitted by L-BFGS; larger ones are fitted by SGD
+MAX_LBFGS_BYTES = 2e9  # maximum size of features that are copied to memory to fit them
+MIN_SUBSET = 50_000  # minimum number of larger features on which the penalty is selected
+FEW_LABEL_DRAWS = 5  # number of random subsets of labeled images
 
 
 def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[float, float]:
     """Return the accuracy of a linear probe, in percent, and the selected penalty.
 
     The probe is a logistic regression on the last layer, or on the last four layers with `last4`. Features are
-    standardized on `train`. Up to 2 GB of features are fitted by L-BFGS, with an L2 penalty selected on held-out images
-    of `train`. Larger ones are fitted by minibatch SGD; the selected learning rate is then returned instead of the
-    penalty. Raises `InputError` if the layers are missing, or if the features or labels are invalid.
+    standardized on `train`. It is fitted by L-BFGS, with an L2 penalty selected on held-out images of `train`. If the
+    features take more than 2 GB, the penalty is selected on a random subset of them. Raises `InputError` if the layers
+    are missing, or if the features or labels are invalid.
     """
     train_labels, test_labels = check_labels(train, test)
     train_x, test_x = (train.last4, test.last4) if last4 else (train.x, test.x)
@@ -29,26 +32,37 @@ def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[
             f"the last four layers of {train.source} are missing; extract them with last4=True from an encoder with at "
             "least four layers"
         )
-    fit = fit_in_memory if train_x.numel() * train_x.element_size() <= MAX_LBFGS_BYTES else fit_by_minibatches
-    weights, penalty = fit(train_x, train_labels, num_classes(train_labels, test_labels))
+    classes = num_classes(train_labels, test_labels)
+    subset_size = max(MIN_SUBSET, int(MAX_LBFGS_BYTES / (4 * train_x.shape[1])))
+    if train_x.numel() * train_x.element_size() <= MAX_LBFGS_BYTES:
+        weights, penalty = fit_in_memory(train_x, train_labels, classes)
+    else:
+        weights, penalty = fit_in_chunks(train_x, train_labels, classes, subset_size)
     return accuracy(test_x, test_labels, weights), penalty
 
 
-def few_labels(train: Features, test: Features, fraction: float) -> float | None:
-    """Return the accuracy, in percent, of a linear probe fitted on a fraction of the images of each class.
+def few_labels(train: Features, test: Features, fraction: float) -> list[float]:
+    """Return the accuracies, in percent, of linear probes fitted on a fraction of the images of each class.
 
-    The same images are drawn for all encoders. Returns None if the fraction is less than one image for some class.
+    There are five probes, each fitted on a random draw of images, which are the same for all encoders; the penalty is
+    selected on the first. The result is empty if the fraction is less than one image for some class.
     """
-    train_labels, _ = check_labels(train, test)
-    order = torch.randperm(len(train_labels), generator=torch.Generator().manual_seed(0))
-    labels = train_labels[order]
-    selected = []
-    for label in labels.unique().tolist():
-        class_indices = order[labels == label]
-        count = round(fraction * len(class_indices))
-        if count < 1:
-            return None
-        selected.append(class_indices[:count])
-    indices = torch.cat(selected)
-    subset = Features(train.x[indices], train_labels[indices], train.indices[indices], train.source)
-    return linear_probe(subset, test)[0]
+    train_labels, test_labels = check_labels(train, test)
+    class_sizes = train_labels.unique(return_counts=True)[1]
+    if round(fraction * int(class_sizes.min())) < 1:
+        return []
+    classes = num_classes(train_labels, test_labels)
+    accuracies, penalty = [], None
+    for seed in range(FEW_LABEL_DRAWS):
+        indices = draw_stratified(train_labels, fraction, seed)
+        weights, penalty = fit_in_memory(train.x[indices], train_labels[indices], classes, penalty)
+        accuracies.append(accuracy(test.x, test_labels, weights))
+    return accuracies
+
+
+def draw_stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
+    """Draw a fraction of the indices of each class at random."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    shuffled = labels[order]
+    by_class = [order[shuffled == label] for label in labels.unique().tolist()]
+    return torch.cat([indices[: round(fraction * len(indices))] for indices in by_class])

@@ -1,4 +1,4 @@
-"""Multinomial logistic regression, fitted by L-BFGS in memory or by minibatch SGD.
+"""Multinomial logistic regression, fitted by L-BFGS on features in memory or in a memory-mapped file.
 
 Weights are (classes, D + 1), bias last; this layout multiplies several times faster than its transpose.
 """
@@ -6,7 +6,7 @@ Weights are (classes, D + 1), bias last; this layout multiplies several times fa
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -14,13 +14,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["accuracy", "feature_statistics", "fit_by_minibatches", "fit_in_memory", "fit_logistic"]
+__all__ = ["accuracy", "feature_statistics", "fit_in_chunks", "fit_in_memory", "fit_logistic"]
 
 PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 MIN_HELD_OUT = 1000  # minimum number of features to select a penalty on, over all folds
 MAX_FOLDS = 5  # maximum number of folds, each of a tenth of the features
-LEARNING_RATES = (3.0, 1.0, 0.3, 0.1, 0.03)  # candidate learning rates for SGD
-EPOCHS, BATCH_SIZE = 10, 1024  # settings of SGD
 CURVATURE = 0.1  # typical p (1 - p) of a class; scales the preconditioner without changing the solution
 CHUNK_SIZE = 10_000  # number of features processed at a time, to bound memory
 
@@ -39,23 +37,26 @@ def logits(x: Tensor, weights: Tensor) -> Tensor:
     return F.linear(x, weights[:, :-1], weights[:, -1])
 
 
-def fit_in_memory(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Select an L2 penalty on held-out features, then fit all features (N, D); return weights and penalty.
+def fit_in_memory(x: Tensor, labels: Tensor, classes: int, penalty: float | None = None) -> tuple[Tensor, float]:
+    """Select an L2 penalty on held-out features unless it is given, then fit all features (N, D).
 
-    Features are standardized for the fit; the returned weights apply to the original features. The penalty is selected
-    by k-fold cross-validation with up to five tenths, until 1,000 features are held out.
+    Returns the weights and the penalty. Features are standardized for the fit; the returned weights apply to the
+    original features. The penalty is selected by k-fold cross-validation with up to five tenths, until 1,000 features
+    are held out.
     """
-    mean, std = feature_statistics(x)
-    x = (x - mean) / std
+    standardization = feature_statistics(x)
+    x = standardization(x)
     wide = x.shape[1] > len(x)
     if wide:  # the optimal weights lie in the span of the features, of dimension at most N
         basis = torch.linalg.qr(x.T).Q
         x = x @ basis
-    penalty, start = choose_penalty(x, labels, classes)
+    start = x.new_zeros(classes, x.shape[1] + 1)
+    if penalty is None:
+        penalty, start = choose_penalty(x, labels, classes)
     weights = fit_logistic(x, labels, start, penalty)
     if wide:
         weights = torch.cat([weights[:, :-1] @ basis.T, weights[:, -1:]], -1)
-    return unstandardize(weights, mean, std), penalty
+    return standardization.to_original(weights), penalty
 
 
 class Fold(NamedTuple):
@@ -76,16 +77,16 @@ def choose_penalty(x: Tensor, labels: Tensor, classes: int) -> tuple[float, Tens
     """
     order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
     tenths = order.tensor_split(min(10, len(x)))
-    num_folds = min(MAX_FOLDS, math.ceil(MIN_HELD_OUT / max(len(tenths[0]), 1)))
+    num_folds = min(MAX_FOLDS, len(tenths), math.ceil(MIN_HELD_OUT / len(tenths[0])))
     folds = []
     for i in range(num_folds):
         rest, held_out = torch.cat([*tenths[:i], *tenths[i + 1 :]]), tenths[i]
-        folds.append(Fold(x[rest], labels[rest], x[held_out], labels[held_out], second_moments(x[rest])))
+        folds.append(Fold(x[rest], labels[rest], x[held_out], labels[held_out], second_moments([x[rest]])))
     weights = [x.new_zeros(classes, x.shape[1] + 1) for _ in folds]
     best_score, best_penalty, start = -1.0, PENALTIES[0], weights[0]
     for penalty in PENALTIES:
         weights = [
-            fit_logistic(fold.x, fold.labels, previous, penalty, fold.moments)
+            fit_logistic(fold.x, fold.labels, previous, penalty, moments=fold.moments)
             for fold, previous in zip(folds, weights, strict=True)
         ]
         score = sum(
@@ -130,19 +131,65 @@ class Preconditioner:
         return torch.cat([kernel @ self.inverse.T, bias / CURVATURE**0.5], -1)
 
 
-def second_moments(x: Tensor) -> Tensor:
-    """Return the second moments (D, D) of features (N, D)."""
-    return x.T @ x / len(x)
+@dataclass(frozen=True)
+class Standardization:
+    """Mean and standard deviation (D,) of features."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Standardize features (N, D)."""
+        return (x - self.mean) / self.std
+
+    def to_original(self, weights: Tensor) -> Tensor:
+        """Convert weights (classes, D + 1) for standardized features to weights for the original ones."""
+        kernel = weights[:, :-1] / self.std
+        return torch.cat([kernel, weights[:, -1:] - kernel @ self.mean[:, None]], -1)
+
+    def from_original(self, weights: Tensor) -> Tensor:
+        """Convert weights (classes, D + 1) for the original features to weights for standardized ones."""
+        return torch.cat([weights[:, :-1] * self.std, weights[:, -1:] + weights[:, :-1] @ self.mean[:, None]], -1)
+
+
+def fit_in_chunks(x: Tensor, labels: Tensor, classes: int, subset_size: int) -> tuple[Tensor, float]:
+    """Fit all features (N, D) of a memory-mapped file; return weights and penalty.
+
+    `fit_in_memory` selects the penalty on a random subset and gives the initial weights. The penalty is scaled by
+    `subset_size` / N, because the loss is averaged over features. Then the features are read in chunks, in order.
+    """
+    subset = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:subset_size].sort().values
+    weights, penalty = fit_in_memory(x[subset], labels[subset], classes)
+    penalty *= len(subset) / len(x)
+    standardization = feature_statistics(x)
+    start = standardization.from_original(weights)
+    weights = fit_logistic(x, labels, start, penalty, standardization=standardization)
+    return standardization.to_original(weights), penalty
 
 
 @torch.no_grad()
-def fit_logistic(x: Tensor, labels: Tensor, start: Tensor, penalty: float, moments: Tensor | None = None) -> Tensor:
+def fit_logistic(
+    x: Tensor,
+    labels: Tensor,
+    start: Tensor,
+    penalty: float,
+    *,
+    moments: Tensor | None = None,
+    standardization: Standardization | None = None,
+) -> Tensor:
     """Minimize mean cross-entropy + penalty/2 · |W|² from `start` (classes, D + 1) by preconditioned L-BFGS.
 
-    The bias is not penalized. `moments` are the second moments of x (N, D), computed if not given.
+    The bias is not penalized. `moments` are the second moments of x (N, D), computed if not given. Features are read
+    in chunks, which are standardized if `standardization` is given.
     """
-    preconditioner = Preconditioner.from_moments(second_moments(x) if moments is None else moments, penalty)
-    one_hot = F.one_hot(labels, len(start)).float()
+
+    def chunks() -> Iterator[tuple[Tensor, Tensor]]:
+        for chunk, chunk_labels in zip(x.split(CHUNK_SIZE), labels.split(CHUNK_SIZE), strict=True):
+            yield chunk if standardization is None else standardization(chunk), chunk_labels
+
+    if moments is None:
+        moments = second_moments(chunk for chunk, _ in chunks())
+    preconditioner = Preconditioner.from_moments(moments, penalty)
     variables = preconditioner.to_variables(start)
     optimizer = torch.optim.LBFGS(
         [variables], max_iter=100, history_size=10, tolerance_change=1e-6, line_search_fn="strong_wolfe"
@@ -151,63 +198,34 @@ def fit_logistic(x: Tensor, labels: Tensor, start: Tensor, penalty: float, momen
     def closure() -> Tensor:
         weights = preconditioner.to_weights(variables)
         kernel = weights[:, :-1]
-        log_p = logits(x, weights).log_softmax(-1)
-        loss = penalty / 2 * kernel.square().sum() - (log_p * one_hot).sum() / len(x)
-        residual = log_p.exp_().sub_(one_hot).div_(len(x))
-        variables.grad = preconditioner.gradient(residual.T @ x + penalty * kernel, residual.sum(0)[:, None])
+        loss = penalty / 2 * kernel.square().sum()
+        kernel_gradient, bias_gradient = penalty * kernel, torch.zeros_like(weights[:, -1:])
+        for chunk, chunk_labels in chunks():
+            log_p = logits(chunk, weights).log_softmax(-1)
+            loss -= log_p.gather(1, chunk_labels[:, None]).sum() / len(x)
+            residual = log_p.exp_()
+            residual[torch.arange(len(chunk)), chunk_labels] -= 1
+            residual /= len(x)
+            kernel_gradient += residual.T @ chunk
+            bias_gradient += residual.sum(0)[:, None]
+        variables.grad = preconditioner.gradient(kernel_gradient, bias_gradient)
         return loss
 
     optimizer.step(closure)
     return preconditioner.to_weights(variables)
 
 
-def fit_by_minibatches(x: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, float]:
-    """Select a learning rate on a held-out tenth, then fit all features; return weights and learning rate."""
-    mean, std = feature_statistics(x)
-    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))
-    held_out, rest = order.tensor_split([len(x) // 10])
-    candidates = sgd(x, labels, rest, mean=mean, std=std, lrs=LEARNING_RATES, classes=classes)
-    scores = [accuracy(x[held_out], labels[held_out], unstandardize(weights, mean, std)) for weights in candidates]
-    best = LEARNING_RATES[scores.index(max(scores))]
-    (weights,) = sgd(x, labels, order, mean=mean, std=std, lrs=(best,), classes=classes)
-    return unstandardize(weights, mean, std), best
+def second_moments(chunks: Iterable[Tensor]) -> Tensor:
+    """Return the second moments (D, D) of features, given in chunks (N, D)."""
+    total, count = torch.zeros(()), 0
+    for chunk in chunks:
+        total, count = total + chunk.T @ chunk, count + len(chunk)
+    return total / count
 
 
-@torch.no_grad()
-def sgd(
-    x: Tensor, labels: Tensor, indices: Tensor, *, mean: Tensor, std: Tensor, lrs: Sequence[float], classes: int
-) -> list[Tensor]:
-    """Minimize the mean cross-entropy by SGD with momentum, for all learning rates at once.
-
-    Returns one weight matrix (classes, D + 1) per rate. The features at `indices` are used, standardized by `mean` and
-    `std`. Learning rates are divided by D and follow a cosine schedule to 0.
-    """
-    lr = torch.tensor(lrs)[:, None, None] / x.shape[1]
-    weights = torch.zeros(len(lrs), classes, x.shape[1] + 1)
-    momentum = torch.zeros_like(weights)
-    generator = torch.Generator().manual_seed(0)
-    steps = EPOCHS * math.ceil(len(indices) / BATCH_SIZE)
-    step = 0
-    for _ in range(EPOCHS):
-        for batch in indices[torch.randperm(len(indices), generator=generator)].split(BATCH_SIZE):
-            inputs = F.pad((x[batch] - mean) / std, (0, 1), value=1.0)
-            residual = (inputs @ weights.mT).softmax(-1)
-            residual[:, torch.arange(len(batch)), labels[batch]] -= 1
-            momentum.mul_(0.9).add_(residual.mT @ inputs / len(batch))
-            weights -= lr * 0.5 * (1 + math.cos(math.pi * step / steps)) * momentum
-            step += 1
-    return list(weights)
-
-
-def feature_statistics(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the mean and the standard deviation (D,) of features (N, D)."""
+def feature_statistics(x: Tensor) -> Standardization:
+    """Return the mean and the standard deviation of features (N, D)."""
     mean = x.mean(0)
     square = sum((chunk - mean).square().sum(0) for chunk in x.split(CHUNK_SIZE))
     assert isinstance(square, Tensor)
-    return mean, (square / max(len(x) - 1, 1)).sqrt().clamp(min=1e-6)
-
-
-def unstandardize(weights: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    """Convert weights (classes, D + 1) for standardized features to weights for the original features."""
-    kernel = weights[:, :-1] / std
-    return torch.cat([kernel, weights[:, -1:] - kernel @ mean[:, None]], -1)
+    return Standardization(mean, (square / max(len(x) - 1, 1)).sqrt().clamp(min=1e-6))

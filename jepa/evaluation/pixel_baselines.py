@@ -47,7 +47,8 @@ class PatchDictionary:
         samples = []
         for _, images in small_images(dataset, sampled):
             patches = normalize_contrast(F.unfold(images, PATCH_SIDE)).mT  # (B, P, D)
-            positions = torch.randint(patches.shape[1], (len(patches), patches_per_image), generator=generator)
+            count = min(patches_per_image, patches.shape[1])
+            positions = torch.randint(patches.shape[1], (len(patches), count), generator=generator)
             samples.append(patches.gather(1, positions[..., None].expand(-1, -1, patches.shape[-1])).flatten(0, 1))
         patches = torch.cat(samples)
         self.mean = patches.mean(0)

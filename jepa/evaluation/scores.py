@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import statistics
 from typing import Any
 
 from tqdm import tqdm
 
 from jepa.backbones import Encoder
-from jepa.data import ImageDataset, evenly_spaced
+from jepa.data import evenly_spaced
 from jepa.evaluation.collapse import feature_std, rankme
 from jepa.evaluation.correlation_dimension import correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
+from jepa.evaluation.labels import has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe
 
-__all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "has_classes", "score", "score_encoders"]
+__all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "score", "score_encoders"]
 
 MAX_PIXEL_IMAGES = 50_000  # maximum number of training images for raw pixels, 600 MB
 MAX_DIMENSION_POINTS = 10_000  # maximum number of images for the correlation dimension
@@ -25,8 +27,10 @@ def score_encoders(
 ) -> dict[str, Any]:
     """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
 
-    Accuracies are in percent and all scores are rounded; scores that need more images or labels are omitted. Features
-    are kept in `store`; `workers` is the number of processes that decode images.
+    Accuracies are in percent and all scores are rounded; scores that need more images or labels are omitted. An error
+    NAME_error stands next to each score: the standard error for the number of test images, or, with a fraction of the
+    labels, the standard deviation over draws of the labeled images. Features are kept in `store`; `workers` is the
+    number of processes that decode images.
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
@@ -42,23 +46,20 @@ def score_encoders(
     dataset, indices = train
     test_pixels = pixel_features(*test)
     train_pixels = test_pixels  # unused without classes
-    if has_classes(dataset, test[0]):
+    if has_classes(train.labels, test.labels):
         train_pixels = pixel_features(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
     results["pixels"] = score("raw pixels", train_pixels, test_pixels)
     return results
 
 
-def has_classes(train: ImageDataset, test: ImageDataset) -> bool:
-    """Return whether both datasets have labels, with at least two classes in `train`."""
-    return train.labels is not None and test.labels is not None and len(train.labels.unique()) > 1
-
-
 def score(name: str, train: Features, test: Features) -> dict[str, Any]:
     """Return the scores of features: kNN and linear probes if there are labels, and the correlation dimension.
 
-    `name` is shown on the progress bar. Scores that need more images are omitted.
+    `name` is shown on the progress bar. Scores that need more images are omitted. Unlabeled images are not scored.
     """
-    scores = _label_scores(name, train, test)
+    scores: dict[str, Any] = {}
+    if has_classes(train.labels, test.labels):
+        scores = _label_scores(name, labeled(train), labeled(test))
     with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
         dimension = correlation_dimension(test.x[evenly_spaced(len(test.x), MAX_DIMENSION_POINTS)])
     if dimension:
@@ -67,9 +68,7 @@ def score(name: str, train: Features, test: Features) -> dict[str, Any]:
 
 
 def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
-    """Return the scores that need labels, or an empty dict without labels of at least two classes."""
-    if train.labels is None or test.labels is None or len(train.labels.unique()) < 2:
-        return {}
+    """Return the scores that need labels, and their errors."""
     scores: dict[str, Any] = {}
     with tqdm(total=5, unit="score", delay=3, leave=False) as bar:
 
@@ -87,10 +86,13 @@ def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
         begin("linear probe on the last four layers")
         if train.last4 is not None:
             scores["linear_last4"], _ = linear_probe(train, test, last4=True)
+        for key in ("knn", "linear", "linear_last4"):
+            if key in scores:
+                scores[f"{key}_error"] = standard_error(scores[key], len(test.x))
         for key, fraction in (("linear_10pc", 0.1), ("linear_1pc", 0.01)):
             begin(f"linear probe with {fraction:.0%} of the labels")
-            if (accuracy := few_labels(train, test, fraction)) is not None:
-                scores[key] = accuracy
+            if accuracies := few_labels(train, test, fraction):
+                scores |= {key: statistics.mean(accuracies), f"{key}_error": statistics.stdev(accuracies)}
     return scores
 
 

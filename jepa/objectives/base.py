@@ -37,7 +37,7 @@ class Objective(nn.Module):
     def after_step(self, progress: float) -> None:
         """Called after each optimizer step, for example to update an EMA.
 
-        `progress` is the completed fraction of the run.
+        `progress` is the position of the step in the run, from 0 for the first step to 1 for the last one.
         """
 
     def describe(self) -> str:

@@ -6,7 +6,8 @@ Shapes: B images, N tokens per view, D encoder width, P predictor width, F sacca
 from __future__ import annotations
 
 import copy
-from typing import NamedTuple, Self
+import math
+from typing import Any, NamedTuple, Self
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +22,7 @@ from jepa.optim import momentum
 from jepa.rng import Rng
 from jepa.transforms.saccade import Geometry, Pose
 
-__all__ = ["GridPredictor", "MLPPredictor", "Saccade", "SaccadeInputs", "mlp"]
+__all__ = ["GridPredictor", "MLPPredictor", "Saccade", "SaccadeCode", "SaccadeInputs", "mlp"]
 
 
 class SaccadeInputs(NamedTuple):
@@ -45,6 +46,33 @@ def mlp(dim: int, hidden: int, out: int) -> nn.Sequential:
     return nn.Sequential(
         nn.Linear(dim, hidden), nn.GELU(), nn.Linear(hidden, hidden), nn.GELU(), nn.Linear(hidden, out)
     )
+
+
+class SaccadeCode(nn.Module):
+    """Encodes the components of a saccade, each in [-1, 1], as sines and cosines (NeRF, equation 4).
+
+    The lowest frequency is π/2, half of NeRF's: with π, the codes of -1 and 1 are equal, so the predictor cannot tell
+    the largest rotation to the left from the largest one to the right.
+    """
+
+    frequencies: Tensor
+
+    def __init__(self, num_octaves: list[int]) -> None:
+        super().__init__()
+        self.num_octaves = num_octaves
+        octaves = torch.cat([torch.arange(count) for count in num_octaves])
+        self.register_buffer("frequencies", math.pi / 2 * 2.0**octaves)  # a predictor fits only these frequencies
+
+    def forward(self, components: Tensor) -> Tensor:
+        """Map components (B, 1 to 4) to sin(2^k π x / 2) and cos(2^k π x / 2), (B, 2 · sum of octaves)."""
+        repeats = torch.tensor(self.num_octaves, device=components.device)
+        angle = components.repeat_interleave(repeats, 1, output_size=len(self.frequencies)) * self.frequencies
+        return torch.cat([angle.sin(), angle.cos()], 1)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
+        # checkpoints without frequencies were trained with a lowest frequency of π
+        state_dict.setdefault(f"{prefix}frequencies", 2 * self.frequencies)
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
 
 class MLPPredictor(nn.Module):
@@ -90,6 +118,7 @@ class Saccade(Objective):
         check_batchnorm(self, config)
         self.geometry = Geometry(self.config.fixations, config.data.canvas_size, config.data.size)
         dim, features = self.context.backbone.dim, 2 * sum(self.geometry.num_octaves())
+        self.code = SaccadeCode(self.geometry.num_octaves())
         self.predictor: MLPPredictor | GridPredictor | None = None
         self.inverse: nn.Sequential | None = None
         if self.config.prediction or self.config.cycle:
@@ -147,7 +176,8 @@ class Saccade(Objective):
     def predict(self, x: Tensor, saccade: Pose) -> Tensor:
         """Predict embeddings (B, D) or tokens (B, N, D) after a saccade."""
         assert self.predictor is not None
-        return full_precision(self.predictor(x, self.geometry.features(saccade).to(x.dtype)))
+        code = self.code(self.geometry.normalized(saccade))
+        return full_precision(self.predictor(x, code.to(x.dtype)))
 
     def after_step(self, progress: float) -> None:
         """Update the teacher, an EMA of the student including BatchNorm statistics."""

@@ -46,10 +46,10 @@ class Supervised(Objective):
         return SupervisedInputs(crop(batch.images, self.config.crop, self.size, rng), batch.labels)
 
     def forward(self, inputs: SupervisedInputs) -> dict[str, Tensor]:
-        """Return the cross-entropy as "loss", averaged over images."""
+        """Return the cross-entropy as "loss", averaged over all images; that of unlabeled ones (label -1) is 0."""
         pooled = full_precision(self.encoder.backbone.pool(self.encoder(inputs.images).x))
         return {
-            "loss": F.cross_entropy(self.head(pooled), inputs.labels),
+            "loss": F.cross_entropy(self.head(pooled), inputs.labels, ignore_index=-1, reduction="sum") / len(pooled),
             "feature_std": feature_std(pooled.detach()),
         }
 

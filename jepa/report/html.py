@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -16,15 +17,15 @@ from tqdm import tqdm
 from jepa.config import InputError
 from jepa.config.serialization import to_dict
 from jepa.evaluate import EvaluationRun
+from jepa.evaluation.labels import standard_error
 from jepa.report.figures import draw, save
 from jepa.report.plot_attention import animate_attention
 from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
 
 __all__ = ["verdict", "write_report"]
 
-MIN_TEST_IMAGES = 500  # number of test images below which the standard error of an accuracy is two points or more
 MAX_UNTRAINED_SCORE = 95.0  # accuracy in percent above which the untrained encoder leaves too little room to improve
-MIN_GAIN = 2.0  # gain over the untrained encoder in points; smaller ones may be due to the seed
+MIN_STANDARD_ERRORS = 2  # smaller gains over the untrained encoder may be due to chance
 STYLE = """
 :root { color: #222; background: #fff; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem }
@@ -125,7 +126,7 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
 def verdict(result: dict[str, Any]) -> str:
     """Return a verdict on whether training improved the features.
 
-    It is based on accuracies relative to the untrained encoder.
+    It is based on accuracies relative to the untrained encoder; differences of at least two standard errors count.
     """
     trained, untrained, pixels = result["trained"], result["untrained"], result.get("pixels", {})
     accuracies = {title: key for title, key in (("kNN", "knn"), ("linear probe", "linear")) if key in trained}
@@ -135,22 +136,24 @@ def verdict(result: dict[str, Any]) -> str:
             f"effective rank (RankMe) is {trained['rankme']:.1f}, compared with {untrained['rankme']:.1f} for the "
             "untrained encoder."
         )
-    num_images = result["data"]["test"]
-    caution = ""
-    if num_images < MIN_TEST_IMAGES:
-        caution = f" With {num_images} test images, differences of a few points may be due to chance."
     if all(untrained[key] > MAX_UNTRAINED_SCORE for key in accuracies.values()):
         return (
             f"The untrained encoder already scores above {MAX_UNTRAINED_SCORE:.0f}%, so these classes cannot show "
-            f"whether training improved the features.{caution}"
+            "whether training improved the features."
         )
+    caution = ""
     better = [title for title, key in accuracies.items() if pixels.get(key, 0) > trained[key]]
     if better:
-        caution = f" Raw pixels score higher than the trained encoder ({' and '.join(better)}).{caution}"
-    gains = {title: trained[key] - untrained[key] for title, key in accuracies.items()}
-    rounded = {title: round(gain, 1) + 0.0 for title, gain in gains.items()}  # + 0.0 turns -0.0 into 0.0
-    comparison = " and ".join(f"{title} {gain:+.1f} points" for title, gain in rounded.items())
-    clear = [title for title, gain in gains.items() if gain >= MIN_GAIN]
+        caution = f" Raw pixels score higher than the trained encoder ({' and '.join(better)})."
+    # differences of the scores as they are shown, and their standard errors
+    gains = {title: round(trained[key], 1) - round(untrained[key], 1) + 0.0 for title, key in accuracies.items()}
+    count = result["data"]["test"]
+    errors = {
+        title: math.hypot(*(standard_error(row[key], count) for row in (trained, untrained)))
+        for title, key in accuracies.items()
+    }
+    comparison = " and ".join(f"{title} {gain:+.1f} ± {errors[title]:.1f} points" for title, gain in gains.items())
+    clear = [title for title, gain in gains.items() if gain >= MIN_STANDARD_ERRORS * errors[title]]
     if len(clear) == len(gains):
         summary = "Training improved the features"
     elif clear:

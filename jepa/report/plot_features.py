@@ -39,7 +39,7 @@ def dimension(run: EvaluationRun) -> Figure:
     if "trained" not in dimensions:
         raise InputError(
             f"the distances between {len(run.test.indices):,} images of {run.test.dataset.name} have no scaling "
-            "region; a correlation dimension requires at least 200 distinct images"
+            "region; a correlation dimension requires several hundred distinct images, and distances above the noise"
         )
     figure = new_figure(3.2)
     left, right = figure.subplots(1, 2)

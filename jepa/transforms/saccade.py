@@ -154,19 +154,9 @@ class Geometry:
         return torch.cat(components, 1)
 
     def num_octaves(self) -> list[int]:
-        """Return the number of frequencies for each component of `normalized`."""
+        """Return the number of frequencies with which to encode each component of `normalized`."""
         shift, zoom = bool(self.config.shift), self.config.zoom > 1
         return [ROTATION_OCTAVES] * bool(self.max_angle) + [OTHER_OCTAVES] * (2 * shift + zoom)
-
-    def features(self, saccade: Pose) -> Tensor:
-        """Encode each component x of a saccade as sin(2^k π x), cos(2^k π x) (NeRF, equation 4): (B, 2 · octaves)."""
-        components = self.normalized(saccade)
-        angles = [
-            components[:, i, None] * (math.pi * 2.0 ** torch.arange(count, device=components.device))
-            for i, count in enumerate(self.num_octaves())
-        ]
-        angle = torch.cat(angles, 1)
-        return torch.cat([angle.sin(), angle.cos()], 1)
 
     def render(self, images: Tensor, *poses: Pose) -> list[Tensor]:
         """Return the views of images (B, C, H, W) at each pose, as floats (B, C, h, w) in [0, 1].

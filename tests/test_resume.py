@@ -1,0 +1,126 @@
+"""A run that is interrupted and resumed ends bitwise like one that is not."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jepa.config import Config, ConvNetConfig, EnergyConfig, FixationConfig, SaccadeConfig, VICRegConfig
+from jepa.config.recipes import RECIPES
+from jepa.config.serialization import to_dict
+from jepa.runs import Run
+from jepa.train import train
+from tests.conftest import last, override, reduced, same_tensors
+
+ROOT = Path(__file__).resolve().parent.parent
+FIXATIONS = FixationConfig(view_fraction=0.6, shift=0.3, rotation=10)
+DIE_AFTER_SAVING = """
+import os, signal, sys
+import jepa.train
+from jepa.runs import Run
+save = Run.save
+def save_and_die(self, name, tensors, **metadata):
+    save(self, name, tensors, **metadata)
+    os.kill(os.getpid(), signal.SIGKILL)
+Run.save = save_and_die
+jepa.train.main(sys.argv[1:])
+"""
+
+
+class KilledError(Exception):
+    """Raised in place of a kill."""
+
+
+def interrupted_and_resumed(config: Config, path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train a run that ends just after its first checkpoint, and resume it."""
+    with monkeypatch.context() as patch:
+        save = Run.save
+
+        def save_and_die(self, name, tensors, **metadata):
+            save(self, name, tensors, **metadata)
+            raise KilledError
+
+        patch.setattr(Run, "save", save_and_die)
+        with pytest.raises(KilledError):
+            train(config, path)
+    assert Run(path).load()[1]["step"] == 2
+    return train(config, path, resume=True)
+
+
+def assert_same(whole: Run, resumed: Run) -> None:
+    losses = [[record["loss"] for record in run.metrics() if "loss" in record] for run in (whole, resumed)]
+    assert losses[0] == losses[1]
+    assert same_tensors(last(whole), last(resumed))
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_recipe(name, toy_source, tmp_path, monkeypatch):
+    config = reduced(RECIPES[name](), toy_source)
+    config = dataclasses.replace(config, steps=5, save_every=2, log_every=1, eval_every=0)
+    whole = train(config, tmp_path / "whole")
+    assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
+
+
+@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("objective", [SaccadeConfig(hidden=16, fixations=FIXATIONS), VICRegConfig(expander=16)])
+def test_convnets_with_and_without_batchnorm(name, objective, tiny, tmp_path, monkeypatch):
+    """Their weights are in the channels-last layout, and so must be the moments of the optimizer."""
+    objective = dataclasses.replace(objective, fixations=FIXATIONS)
+    backbone = ConvNetConfig(name, small_stem=True)
+    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=5)
+    whole = train(config, tmp_path / "whole")
+    assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet10t"])
+def test_two_processes(kind, tiny, tmp_path):
+    config = override(tiny, steps=5, accumulate=2)
+    if kind == "resnet10t":
+        config = override(config, objective=SaccadeConfig(hidden=16, fixations=FIXATIONS), data__canvas=32)
+        config = override(config, backbone=ConvNetConfig(kind, small_stem=True))
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
+    (tmp_path / "die.py").write_text(DIE_AFTER_SAVING)
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+
+    def run(script: str, folder: str, *flags: str) -> int:
+        command = [*launch, script, "--config", str(tmp_path / "config.json"), "--run", str(tmp_path / folder), *flags]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, check=False, env=environment).returncode
+
+    assert run("jepa/train.py", "whole") == 0
+    assert run(str(tmp_path / "die.py"), "resumed") != 0
+    assert Run(tmp_path / "resumed").load()[1]["step"] == 2
+    assert run("jepa/train.py", "resumed", "--resume") == 0
+    assert_same(Run(tmp_path / "whole"), Run(tmp_path / "resumed"))
+
+
+@pytest.mark.parametrize("backbone", [None, EnergyConfig(size="32x4x2", patch=4, noise=0.1)])
+def test_a_killed_process(tiny, tmp_path, backbone):
+    tiny = dataclasses.replace(tiny, backbone=backbone or tiny.backbone)
+    whole = train(tiny, tmp_path / "whole")
+    interrupted = dataclasses.replace(tiny, save_every=4)
+    halfway = tmp_path / "halfway"
+    (tmp_path / "config.json").write_text(json.dumps(to_dict(interrupted)))
+    command = [sys.executable, "-c", DIE_AFTER_SAVING, "--config", str(tmp_path / "config.json"), "--run", str(halfway)]
+    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert killed.returncode == -signal.SIGKILL, killed.stderr
+    assert Run(halfway).load()[1]["step"] == 4
+    resumed = train(interrupted, halfway, resume=True)
+    assert same_tensors(last(whole), last(resumed))
+    assert [record["step"] for record in resumed.metrics()] == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(("before", "after"), [(4, 8), (20, 40)])
+def test_more_steps_stretch_the_schedule_which_is_said(tiny, tmp_path, capsys, before, after):
+    path = tmp_path / "run"
+    train(override(tiny, steps=before), path)
+    assert "schedules" not in capsys.readouterr().err
+    rates = [record["lr"] for record in train(override(tiny, steps=after), path, resume=True).metrics()]
+    message = capsys.readouterr().err
+    assert f"the run has {after} steps instead of {before}" in message
+    assert f"the learning rate goes from {rates[before - 1]:.1e} to {rates[before]:.1e} at step {before + 1}" in message
