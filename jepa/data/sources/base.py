@@ -145,6 +145,7 @@ def examine_files(index: SplitIndex) -> None:
             missing.append(path)
             numbers.extend((-1, -1))
     index.metadata["missing"] = {"count": len(missing), "first": os.fsdecode(missing[0]) if missing else ""}
+    index.metadata["on_disk"] = len(paths)
     if paths:
         digest = hashlib.blake2b(index.metadata["signature"].encode(), digest_size=8)
         digest.update(b"\n".join(paths))

@@ -36,20 +36,22 @@ class Folder(Source):
         if index is None or not is_current(index):
             self.cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
             index, folders = walk_folder(self.config.root)
-            tables = [path for path in index.parquet_files if contains_images(Path(path), bool(folders.counts[""]))]
-            others = len(index.parquet_files) - len(tables)
-            index.parquet_files = tables
-            if others:
-                index.skipped["parquet without images"] = others
-            if tables:
+            self._choose_parquet(index, has_images=bool(folders.counts[""]))
+            if index.parquet_files:
                 index.outside = folders.outside([])
-                if count := sum(index.outside.values()):
-                    index.notes.append(f"{count:,} image files beside the parquet files are not used")
             else:
                 index_folder(index, folders, self.cache)
             with atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(dataclasses.asdict(index)))
         return index
+
+    def _choose_parquet(self, index: FolderIndex, has_images: bool) -> None:
+        """Keep the parquet files with images. Damaged ones are kept, to be refused, unless the images are files."""
+        found = {file: contains_images(Path(file)) for file in index.parquet_files}
+        keep_damaged = any(found.values()) or not has_images
+        index.parquet_files = [file for file, images in found.items() if images or (images is None and keep_damaged)]
+        if others := len(found) - len(index.parquet_files):
+            index.skipped["parquet without images"] = others
 
     @cached_property
     def parquet(self) -> Parquet | None:
@@ -76,6 +78,9 @@ class Folder(Source):
         """Open the index of a split."""
         if self.parquet is not None:
             index = self.parquet.open(split)
+            if (count := sum(self.index.outside.values())) and not index.metadata["on_disk"]:
+                note = f"{count:,} image files beside the parquet files are not used"
+                index.metadata["notes"] = [*index.metadata.get("notes", ()), note]
         else:
             examine = self.index.split_sizes[split] <= MAX_EXAMINED
             index = open_index(self.cache, split, self.config.root, examine=examine)
@@ -89,5 +94,6 @@ class Folder(Source):
         for path, reason in index.unread.items():
             hidden[reason] += count_entries(self.config.root / path)
         used = {"parquet files of images": len(index.parquet_files), "images": sum(index.split_sizes.values())}
-        outside = {"images outside the splits": sum(index.outside.values())}
+        place = "image files beside them" if index.parquet_files else "images outside the splits"
+        outside = {place: sum(index.outside.values())}
         return used | outside | dict((Counter(index.skipped) + hidden).most_common())

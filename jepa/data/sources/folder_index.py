@@ -87,8 +87,8 @@ def walk_folder(root: Path) -> tuple[FolderIndex, Folders]:
         index.notes.append(f"{_count(len(closed), 'folder')} cannot be read: {_list(closed)}")
     lost = {reason: count for reason, count in index.skipped.items() if reason in LOST}
     if lost:
-        found = ", ".join(f"{reason} {count:,}" for reason, count in lost.items())
-        index.notes.append(f"{_count(sum(lost.values()), 'image')} cannot be read: {found}")
+        found = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+        index.notes.append(f"what may be images cannot be read: {found}")
     return index, Folders(root, listings)
 
 
@@ -163,11 +163,12 @@ class Folders:
             splits = {split: [f"{path}{children[path][0]}/" for path in paths] for split, paths in splits.items()}
 
     def _check_nested(self, splits: dict[str, list[str]]) -> None:
-        """Raise `InputError` if there are folders of a training and another split further down."""
-        for prefixes in splits.values():
+        """Raise `InputError` if further splits are inside of a split; one folder alone may be named like that."""
+        for split, prefixes in splits.items():
             nested = [path for prefix in prefixes for path in self.named_as_splits(prefix)]
-            kinds = {kind for path in nested for kind in mentioned_splits(path.split("/")[-2])}
-            if "train" in kinds and len(kinds) > 1:
+            kinds = [mentioned_splits(path.split("/")[-2]) for path in nested]
+            others = [kind for kind in kinds if kind != {split}]
+            if len(others) > 1 or (others and len(others) < len(kinds)):
                 raise InputError(
                     f"{self.root} contains splits in several folders or beside other images: {_list(nested)}; pass the "
                     "folder that contains the splits to --data"

@@ -18,7 +18,7 @@ from jepa.data.decode import EXTENSIONS
 __all__ = ["LOST", "FolderListing", "count_entries", "walk"]
 
 RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
-BROKEN, DENIED, SPECIAL = "broken link", "link without permission", "FIFO, socket or device"
+BROKEN, DENIED, SPECIAL = "broken links", "links without permission", "special files"
 LOST = (BROKEN, DENIED, SPECIAL)
 """Reasons for entries that seem to be images, or folders of them, but cannot be read."""
 MAX_VISITS = 16  # times that one folder is read through different links, which bounds folders that link to each other
@@ -53,7 +53,7 @@ def walk(root: Path, hidden: bool = False) -> Iterator[FolderListing]:
             status = os.stat(os.path.join(root, path))
             key = (status.st_dev, status.st_ino)
             if key in above or visits[key] == MAX_VISITS:
-                parent.skipped["loop of links"] += 1
+                parent.skipped["loops of links"] += 1
                 continue
             listing.modified = status.st_mtime_ns
             _read_folder(listing, root, hidden)
@@ -61,10 +61,10 @@ def walk(root: Path, hidden: bool = False) -> Iterator[FolderListing]:
             if parent is start:
                 raise
             parent.closed.append(f"{path} ({error.strerror})")
-            parent.skipped["folder that cannot be read"] += 1
+            parent.skipped["folders that cannot be read"] += 1
             continue
         if path and _holds_runs(listing) and not hidden:  # figures of runs are not training images
-            parent.unread[path] = "in a run folder"
+            parent.unread[path] = "in run folders"
             continue
         visits[key] += 1
         yield listing

@@ -87,12 +87,12 @@ def read_schema(file: Path) -> pa.Schema:
         return opened.schema_arrow
 
 
-def contains_images(file: Path, otherwise: bool) -> bool:
-    """Return whether a parquet file contains images, or `otherwise` if it is damaged."""
+def contains_images(file: Path) -> bool | None:
+    """Return whether a parquet file contains images, or None if it is damaged."""
     try:
         schema = read_schema(file)
     except InputError:
-        return otherwise
+        return None
     try:
         return find_image_column(schema, file) is not None
     except InputError:  # several columns; the error is raised when the file is opened

@@ -8,11 +8,14 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jepa.config import InputError
-from jepa.data.sources.splits import FILLERS, looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import looks_like_split, mentioned_splits, split_of
 
 __all__ = ["splits_of_files"]
 
-SHARD = re.compile(rf"\d+|of|[0-9a-f]{{4,}}|(part|shard|chunk|batch|file|{'|'.join(FILLERS)})s?\d*|snappy|gz|zstd|data")
+SHARD = re.compile(
+    r"\d+|of|(?=\D*\d)[0-9a-f]{4,}|snappy|gz|zstd|"
+    r"(part|shard|chunk|batch|file|row|data|dataset|set|split|image|img|photo)s?\d*"
+)
 """Parts of a name that number or identify the files of one dataset."""
 
 

@@ -20,7 +20,6 @@ from jepa.data.sources.columns import PATH_COLUMNS, key_of
 __all__ = ["file_path", "read_table"]
 
 DELIMITERS = (",", ";", "\t", "|")
-ENCODINGS = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
 
 
 def read_table(file: Path) -> pa.Table:
@@ -54,7 +53,7 @@ def _read(file: Path) -> pa.Table:
 def _read_list(file: Path) -> pa.Table:
     """Read one path per line; names of files may be arbitrary bytes."""
     content = file.read_bytes()
-    if _encoding(content) == "utf-16":
+    if _is_utf16(content):
         content = content.decode("utf-16").encode()
     lines = [line.strip() for line in content.removeprefix(codecs.BOM_UTF8).splitlines()]
     return pa.table({"path": pa.array([line for line in lines if line], pa.large_binary())})
@@ -62,7 +61,7 @@ def _read_list(file: Path) -> pa.Table:
 
 def _read_csv(file: Path) -> pa.Table:
     content = file.read_bytes()
-    text = content.decode(_encoding(content))
+    text = content.decode("utf-16" if _is_utf16(content) else "utf-8").removeprefix("\ufeff")
     delimiter = _delimiter(text, "\t" if file.suffix.lower() == ".tsv" else ",")
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, skipinitialspace=True, strict=True)
     rows = [(reader.line_num, row) for row in reader if any(cell.strip() for cell in row)]
@@ -81,8 +80,8 @@ def _read_csv(file: Path) -> pa.Table:
     return pa.table([pa.array(column, pa.large_string()) for column in columns], names=names)
 
 
-def _encoding(content: bytes) -> str:
-    return next((name for mark, name in ENCODINGS if content.startswith(mark)), "utf-8")
+def _is_utf16(content: bytes) -> bool:
+    return content.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
 
 
 def _delimiter(text: str, default: str) -> str:
