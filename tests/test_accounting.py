@@ -58,7 +58,7 @@ def test_every_file_of_a_folder_is_counted(files):
         except InputError as error:
             assert any(word in str(error) for word in ("contains no images", "splits"))  # noqa: PT017
             return
-        counts = source.files()
+        counts = source.count_files()
         assert sum(counts.values()) == total
         assert counts["images"] == sum(sizes.values())
 
@@ -72,8 +72,8 @@ def test_the_count_is_that_of_find(tmp_path):
     (root / "train" / "notes.txt").touch()
     source = open_source(str(root))
     found = subprocess.run(["find", "-L", root, "-type", "f"], capture_output=True, text=True, check=True)
-    assert sum(source.files().values()) == len(found.stdout.split())
-    assert source.files()["images outside the splits"] == 1
+    assert sum(source.count_files().values()) == len(found.stdout.split())
+    assert source.count_files()["images outside the splits"] == 1
     assert "train/linked/4.png" in splits(root)["train"]
 
 
@@ -102,7 +102,7 @@ def test_special_files_do_not_hide_their_class(tmp_path):
     index = open_source(str(root)).open("train")
     assert index.classes == ("cat", "dog")
     assert index.metadata["notes"] == ["what may be images cannot be read: 4 special files, 3 broken links"]
-    assert open_source(str(root)).files() == {
+    assert open_source(str(root)).count_files() == {
         "parquet files of images": 0,
         "images": 4,
         "images outside the splits": 0,

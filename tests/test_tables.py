@@ -8,10 +8,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
 from jepa.config import DataConfig, InputError
 from jepa.data import SplitIndex, open_dataset, open_source
+from jepa.data.labels import encode_labels
 from tests.conftest import toy_images, write_parquet
 from tests.zoo import photo
 
@@ -156,6 +159,23 @@ def test_values_that_are_classes(folder, labels, expected):
     assert names(index) == expected
     assert set(index.classes) == set(expected) - {None}
     assert index.labels.dtype == torch.long
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    st.lists(
+        st.sampled_from(["a", " a ", "", "-1", "1", "1.0", "NA", "ä", "-1 ", "None"]) | st.text(max_size=3), min_size=1
+    )
+)
+def test_labels_are_the_words_of_the_column(words):
+    labels = encode_labels(pa.chunked_array([pa.array(words, pa.string())]), "label")
+    found = [None if number < 0 else labels.classes[number] for number in labels.numbers.tolist()]
+    assert set(labels.classes) == set(found) - {None}
+    assert bool(labels.classes) != bool(labels.why_none)
+    if labels.classes:
+        for word, name in zip(words, found, strict=True):
+            assert name in (word.strip(), None, "1")
+            assert name is not None or word.strip().lower() in ("", "-1", "-1.0", "na", "none", "nan", "-")
 
 
 def test_classes_that_are_numbers_are_sorted_as_numbers(folder):

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from jepa.config.base import SourceConfig
+from jepa.config.errors import require
 
 __all__ = [
     "TORCHVISION",
@@ -125,7 +126,10 @@ class ParquetSource(SourceConfig):
         path = expand_user(text)
         if path.is_file():
             return cls((path,)) if path.suffix.lower() == ".parquet" else None
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute patterns)
+        found = (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute patterns)
+        files = sorted(file for file in found if not file.is_dir())
+        other = next((file for file in files if file.suffix.lower() != ".parquet"), None)
+        require(other is None, f"the pattern {text} must match only parquet files, but it matches {other}")
         return cls(tuple(files)) if files else None
 
 

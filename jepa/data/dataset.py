@@ -70,6 +70,7 @@ class ImageDataset:
     canvas: tuple[int, int] | None = None  # height and width to crop to; None if all images have the same size
     cache: PixelCache | None = None
     signature: str = ""  # changes when files are added, removed or modified
+    why_no_labels: str = ""  # the reason if no image has a label
     notes: tuple[str, ...] = ()  # what may be wrong with the split, in one sentence each
     unreadable: dict[int, str] = field(default_factory=dict)  # maps indices to reasons, for the images read so far
 
@@ -160,6 +161,7 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
         shape=shape,
         canvas=canvas,
         signature=index.metadata["signature"],
+        why_no_labels=index.metadata.get("why_no_labels", ""),
         notes=tuple(index.metadata.get("notes", ())),
     )
     if dataset.nbytes <= config.cache_gb * 1e9:

@@ -44,7 +44,7 @@ def inspect_source(source: str, sheet: Path, inspect_all: bool = False) -> str:
     indexes = {split: align_classes(found[split], found[first]) for split in order}
     duplicates = find_duplicates(indexes, None if inspect_all else MAX_COMPARED_IMAGES)
     lines = [source, *(line for split in order for line in _line(split, _split_text(indexes[split])))]
-    lines += _files_lines(opened.files()) + _note_lines(indexes) + _duplicate_lines(duplicates, indexes)
+    lines += _files_lines(opened.count_files()) + _note_lines(indexes) + _duplicate_lines(duplicates, indexes)
     results = {}
     for split in order:
         results[split] = inspect_images(indexes[split], None if inspect_all else MAX_INSPECTED_IMAGES)

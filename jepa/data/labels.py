@@ -56,8 +56,8 @@ def unnamed(number: int, classes: Sequence[str]) -> str:
 
 def class_texts(numbers: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArray:
     """Replace the numbers of classes in a column by their names; negative numbers become missing values."""
-    distinct = [number for number in numbers.unique().to_pylist() if number is not None and number >= 0]
-    texts = {number: names[number] if number < len(names) else unnamed(number, names) for number in distinct}
+    distinct = [number for number in numbers.unique().to_pylist() if number is not None and number >= 0]  # not NaN
+    texts = {i: names[int(i)] if int(i) < len(names) else unnamed(int(i), names) for i in distinct}
     return pa.chunked_array([pa.array([texts.get(number) for number in numbers.to_pylist()], pa.large_string())])
 
 
@@ -135,6 +135,13 @@ def label_metadata(labels: Labels) -> dict[str, Any]:
     return {"classes": list(labels.classes), "why_no_labels": labels.why_none}
 
 
+def _all_names(index: SplitIndex) -> tuple[str, ...]:
+    """Return the name of every class; classes that a source does not name have numbers."""
+    assert index.labels is not None
+    count = int(index.labels.max()) + 1 if len(index.labels) else 0
+    return (*index.classes, *(unnamed(i, index.classes) for i in range(len(index.classes), count)))
+
+
 def align_classes(index: SplitIndex, train: SplitIndex) -> SplitIndex:
     """Return a split whose labels are those of the training split, by the names of the classes.
 
@@ -143,16 +150,17 @@ def align_classes(index: SplitIndex, train: SplitIndex) -> SplitIndex:
     """
     if index.labels is None or train.labels is None:
         return index
-    known = {name: number for number, name in enumerate(train.classes)}
-    unknown = [name for name in index.classes if name not in known]
-    known |= {name: len(known) + i for i, name in enumerate(unknown)}
-    mapping = torch.tensor([*(known[name] for name in index.classes), -1])  # the last place is for -1
+    classes, names = _all_names(train), _all_names(index)
+    known = {name: number for number, name in enumerate(classes)}
+    unknown = [name for name in dict.fromkeys(names) if name not in known]
+    known |= {name: len(classes) + i for i, name in enumerate(unknown)}
+    mapping = torch.tensor([*(known[name] for name in names), -1])  # the last place is for -1
     labels = mapping[index.labels]
     metadata = dict(index.metadata)
     if unknown:
-        count = int((labels >= len(train.classes)).sum())
-        names = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
+        count = int((labels >= len(classes)).sum())
+        listed = ", ".join(unknown[:5]) + (", …" if len(unknown) > 5 else "")
         images = "1 image is" if count == 1 else f"{count:,} images are"
-        note = f"{images} of classes without training images, and can only be classified wrongly: {names}"
+        note = f"{images} of classes without training images, and can only be classified wrongly: {listed}"
         metadata["notes"] = [*metadata.get("notes", ()), note]
-    return dataclasses.replace(index, labels=labels, classes=(*train.classes, *unknown), metadata=metadata)
+    return dataclasses.replace(index, labels=labels, classes=(*classes, *unknown), metadata=metadata)

@@ -30,6 +30,7 @@ __all__ = [
     "INDEX_VERSION",
     "Source",
     "cached_splits",
+    "examine_files",
     "file_signature",
     "open_index",
     "open_source",
@@ -65,7 +66,7 @@ class Source(ABC):
     def open(self, split: str) -> SplitIndex:
         """Return the index of a split without decoding any images. Raises `InputError` if the split cannot be read."""
 
-    def files(self) -> dict[str, int]:
+    def count_files(self) -> dict[str, int]:
         """Return the number of all files of the source by kind, or nothing if the source is not a folder."""
         return {}
 

@@ -87,7 +87,7 @@ class Folder(Source):
         index.metadata["notes"] = [*index.metadata.get("notes", ()), *self.index.notes]
         return index
 
-    def files(self) -> dict[str, int]:
+    def count_files(self) -> dict[str, int]:
         """Return the number of all files below the folder, by kind. Links are followed, except for loops."""
         index = self.index
         hidden: Counter[str] = Counter()

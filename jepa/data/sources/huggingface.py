@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 
 from jepa.config import InputError, require
 from jepa.config.sources import HuggingFaceSource
 from jepa.data.index import EncodedImages, SplitIndex
 from jepa.data.labels import Labels, class_texts, encode_labels, label_metadata
-from jepa.data.sources.base import Source
+from jepa.data.sources.base import Source, examine_files
 from jepa.data.sources.columns import find_image_column, find_label_column, split_columns, split_rows
 from jepa.data.sources.splits import split_of
 
@@ -46,14 +47,19 @@ class HuggingFace(Source):
 
 
 def load(name: str) -> Any:
-    """Load a dataset. Raises `InputError` if the dataset or the `datasets` package is unavailable."""
+    """Load a dataset, without running code in it.
+
+    Raises `InputError` if the dataset or the `datasets` package is unavailable.
+    """
     if importlib.util.find_spec("datasets") is None:
         raise InputError(f"hf:{name} requires the datasets package; install it with pip install 'image-jepa[hub]'")
     import datasets  # imported here because it takes seconds
 
     path, _, configuration = name.partition(":")
     try:
-        return datasets.load_dataset(path, configuration or None)  # type: ignore[attr-defined]
+        return datasets.load_dataset(  # type: ignore[attr-defined]
+            path, configuration or None, trust_remote_code=False
+        )
     except Exception as error:  # network, Hub and dataset builders raise exceptions of any type
         reason = " ".join(str(error).split())
         raise InputError(f"hf:{name} cannot be loaded: {reason[:300]}") from error
@@ -66,7 +72,8 @@ def index_dataset(dataset: Any, name: str) -> SplitIndex:
     """
     features, table = dataset.features, dataset.data.table
     kinds = {column: type(feature).__name__ for column, feature in features.items()}
-    image = find_image_column(table.schema, name)
+    others = ("Audio", "Video")  # which have the type of images in the table
+    image = find_image_column(pa.schema([field for field in table.schema if kinds[field.name] not in others]), name)
     if image is None or kinds[image] != "Image":
         raise InputError(f"{name} has no image column; its columns are {', '.join(features)}")
     label, reason = find_label_column(features, name, [column for column in kinds if kinds[column] == "ClassLabel"])
@@ -80,9 +87,11 @@ def index_dataset(dataset: Any, name: str) -> SplitIndex:
     if label is not None:
         names = features[label].names if kinds[label] == "ClassLabel" else ()
         labels = encode_labels(class_texts(table[label], names) if names else table[label], label, names)
-    return SplitIndex(
+    index = SplitIndex(
         files=EncodedImages(table[image], Path(), table[image].nbytes),
         labels=torch.from_numpy(labels.numbers.astype("int64")) if labels.classes else None,
         classes=labels.classes,
         metadata={**label_metadata(labels), "signature": dataset._fingerprint},
     )
+    examine_files(index)  # the images may be files
+    return index

@@ -168,7 +168,7 @@ def _labels(schemas: dict[Path, pa.Schema], counts: dict[Path, int], name: str) 
             continue
         values = _read(file, [column])[column]
         names = declared[file].get(column, name_lists[0] if len(name_lists) == 1 else ())
-        parts.append(class_texts(values, names) if names and pa.types.is_integer(values.type) else values)
+        parts.append(class_texts(values, names) if names and _is_number(values.type) else values)
     if len({part.type for part in parts}) > 1:
         parts = [part.cast(pa.large_string()) if not pa.types.is_nested(part.type) else part for part in parts]
     if len({part.type for part in parts}) > 1:
@@ -176,6 +176,10 @@ def _labels(schemas: dict[Path, pa.Schema], counts: dict[Path, int], name: str) 
     chunks = [chunk for part in parts for chunk in part.chunks]
     order = list(dict.fromkeys(text for names in name_lists for text in names))
     return encode_labels(pa.chunked_array(chunks, parts[0].type), used[0], order)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
 
 
 def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
@@ -196,8 +200,8 @@ def _batches(schemas: dict[Path, pa.Schema], rows: np.ndarray, labels: np.ndarra
         image = find_image_column(schema, file)
         if image is None:
             raise InputError(
-                f"{file} has neither an image column (a struct of bytes and path) nor a path column; its columns are "
-                f"{', '.join(schema.names)}"
+                f"{file} has no image column (a struct of bytes and path), and a table of paths must be one file; its "
+                f"columns are {', '.join(schema.names)}"
             )
         if not rows[row : row + _count_rows(file)].any():
             row += _count_rows(file)
