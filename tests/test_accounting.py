@@ -170,7 +170,7 @@ def test_duplicates_across_splits_are_reported(tmp_path):
     (root / "val" / "empty.png").touch()
     text = describe(root)
     assert "validation: 2 of 4 images are also in train: val/x1.png = train/1.png" in text
-    assert "train: 1: train/3.png = train/again.png" in text
+    assert "train: 1 group: train/3.png = train/again.png" in text
     assert "validation: all images inspected" in text
     assert text.count("broken 1: ") == 2  # the empty files
 

@@ -231,7 +231,7 @@ def test_a_source_is_described(pets, tmp_path):
         "colors RGB 9",
         "formats PNG 9",
         "broken 1: train/dog/torn.jpg: ",
-        "duplicates train: 1: train/cat/0.png = train/dog/copy.png",
+        "duplicates train: 1 group: train/cat/0.png = train/dog/copy.png",
         "files 16 in all: 13 images, 2 .txt, 1 .mp4",
         "validation: all images inspected",
         f"contact sheet: {tmp_path / 'deep' / 'sheet.png'}",

@@ -120,7 +120,8 @@ def _duplicate_lines(duplicates: Duplicates, indexes: dict[str, SplitIndex]) -> 
         if groups := duplicates.within(split):
             name = indexes[split].files.name
             listed = [" = ".join(map(name, group[:4])) + (" = …" if len(group) > 4 else "") for group in groups]
-            items += [f"{split}: {len(groups):,}: {listed[0]}", *listed[1:MAX_LISTED]]
+            count = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+            items += [f"{split}: {count}: {listed[0]}", *listed[1:MAX_LISTED]]
             items += ["…"] if len(groups) > MAX_LISTED else []
     lines = _line("duplicates", items[0] if items else "none")
     lines += [line for item in items[1:] for line in _line("", item)]
