@@ -62,9 +62,13 @@ def test_images_outside_the_class_folders_are_reported(tmp_path):
     write_images(tmp_path / "pets" / "cat", 2)
     write_images(tmp_path / "pets" / "dog", 2)
     photo().save(tmp_path / "pets" / "preview.jpg")
-    assert open_dataset(data(tmp_path / "pets")).labels is None
+    assert open_dataset(data(tmp_path / "pets")).labels.tolist() == [-1, 0, 0, 1, 1]
     text = inspect_source(str(tmp_path / "pets"), tmp_path / "s.png")
-    assert "no labels because 1 image is outside the 2 class folders" in text
+    assert "2 classes: cat 2, dog 2; 1 without a label" in text
+    write_images(tmp_path / "pets", 4)
+    assert open_dataset(data(tmp_path / "pets")).labels is None
+    text = " ".join(inspect_source(str(tmp_path / "pets"), tmp_path / "s.png").split())
+    assert "no labels because 5 of 9 images are outside the 2 class folders" in text
 
 
 @pytest.mark.parametrize("test_name", ["test", "val", "Validation"])

@@ -88,7 +88,8 @@ def test_folders_of_splits(tmp_path, names, sizes):
         (("train_images/1.png", "test_images/1.png"), "look like splits.*: test_images, train_images"),
         (("train/1.png", "test/1.png", "test_hidden/1.png"), "look like splits.*: test_hidden"),
         (("train/1.png", "trian/1.png"), "look like splits.*: trian"),
-        (("cat/1.png", "dog/1.png", "unlabeled/1.png"), "look like splits.*: unlabeled"),
+        (("train/1.png", "test/1.png", "unlabeled/1.png"), "look like splits.*: unlabeled"),
+        (("cat/1.png", "dog/1.png", "holdout/1.png"), "look like splits.*: holdout"),
         (("seg_train/a/1.png", "seg_test/a/1.png", "more/1.png"), "look like splits.*: seg_test, seg_train"),
         (("cat/1.png", "dog/1.png", "val/1.png"), r"contains splits \(val\) beside folders that are not \(cat, dog\)"),
         (("train/1.png", "images/1.png"), r"contains splits \(train\) beside"),
@@ -102,6 +103,14 @@ def test_what_looks_like_a_split_is_refused(tmp_path, names, message):
     with pytest.raises(InputError, match=message) as caught:
         open_dataset(DataConfig(source=str(write(tmp_path, *names)), canvas=8))
     assert "\n" not in str(caught.value)
+
+
+def test_unlabeled_images_beside_class_folders(tmp_path):
+    write(tmp_path / "pets", "cat/1.png", "dog/1.png", *(f"unlabeled/{i}.png" for i in range(9)))
+    write(tmp_path / "reviews", "train/neg/1.png", "train/pos/1.png", "train/unsup/1.png", "test/pos/1.png")
+    for name, classes in (("pets", ("cat", "dog")), ("reviews", ("neg", "pos"))):
+        index = open_source(str(tmp_path / name)).open("train")
+        assert (index.classes, index.labels.tolist()) == (classes, [0, 1, *[-1] * (len(index.files) - 2)])
 
 
 def test_images_beside_the_splits_are_told(tmp_path):

@@ -41,7 +41,9 @@ def inspect_source(source: str, sheet: Path, inspect_all: bool = False) -> str:
     found = {split: opened.open(split) for split in opened.splits()}
     first = "train" if "train" in found else min(found)
     order = [first, *sorted(found.keys() - {first})]
-    indexes = {split: align_classes(found[split], found[first]) for split in order}
+    indexes = {split: found[split] for split in order}
+    if first == "train":
+        indexes |= {split: align_classes(found[split], found[first]) for split in order[1:]}
     duplicates = find_duplicates(indexes, None if inspect_all else MAX_COMPARED_IMAGES)
     lines = [source, *(line for split in order for line in _line(split, _split_text(indexes[split])))]
     lines += _files_lines(opened.count_files()) + _note_lines(indexes) + _duplicate_lines(duplicates, indexes)
@@ -113,15 +115,15 @@ def _duplicate_lines(duplicates: Duplicates, indexes: dict[str, SplitIndex]) -> 
     for i, split in enumerate(order):
         for other in order[:i]:
             if pairs := duplicates.across(split, other):
-                total = len(duplicates.compared[split])
+                number = len(duplicates.compared[split])
                 names = _pair_text(indexes, (split, pairs[0][0]), (other, pairs[0][1]))
-                items.append(f"{split}: {len(pairs):,} of {total:,} images are also in {other}: {names}")
+                items.append(f"{split}: {len(pairs):,} of {number:,} images are also in {other}: {names}")
     for split in order:
         if groups := duplicates.within(split):
             name = indexes[split].files.name
             listed = [" = ".join(map(name, group[:4])) + (" = …" if len(group) > 4 else "") for group in groups]
-            count = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
-            items += [f"{split}: {count}: {listed[0]}", *listed[1:MAX_LISTED]]
+            total = "1 group" if len(groups) == 1 else f"{len(groups):,} groups"
+            items += [f"{split}: {total}: {listed[0]}", *listed[1:MAX_LISTED]]
             items += ["…"] if len(groups) > MAX_LISTED else []
     lines = _line("duplicates", items[0] if items else "none")
     lines += [line for item in items[1:] for line in _line("", item)]

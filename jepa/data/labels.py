@@ -97,7 +97,7 @@ def _order(declared: dict[str, int], is_number: bool) -> Any:
 def _class_names(values: list[Any]) -> tuple[list[str | None], bool]:
     """Return the class name of each distinct value, None if it means unlabeled, and whether all names are numbers."""
     names = [None if value is None or value != value else str(value) for value in values]
-    words = [name for name in names if name is not None and name.lower() not in UNLABELED_WORDS]
+    words = {name for name in names if name is not None and name.lower() not in UNLABELED_WORDS}
     is_number = bool(words) and all(DECIMAL.fullmatch(word) for word in words)
     is_number &= all(INTEGER.fullmatch(word) or "." in word or "e" in word.lower() for word in words)
     if is_number:

@@ -92,7 +92,7 @@ class Folder(Source):
         index = self.index
         hidden: Counter[str] = Counter()
         for path, reason in index.unread.items():
-            hidden[reason] += count_entries(self.config.root / path)
+            hidden[reason] += count_entries(self.config.root, path)
         used = {"parquet files of images": len(index.parquet_files), "images": sum(index.split_sizes.values())}
         place = "image files beside them" if index.parquet_files else "images outside the splits"
         outside = {place: sum(index.outside.values())}

@@ -19,12 +19,13 @@ from jepa.data.index import PATHS, write_index
 from jepa.data.labels import Labels, label_metadata, number_rows
 from jepa.data.sources.base import INDEX_VERSION
 from jepa.data.sources.folder_walk import LOST, FolderListing, walk
-from jepa.data.sources.splits import find_splits, looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import find_splits, is_unlabeled, looks_like_split, mentioned_splits, split_of
 
 __all__ = ["FolderIndex", "index_folder", "is_current", "walk_folder"]
 
 BATCH_ROWS = 8192  # number of rows per Arrow batch
 CLOCK_TOLERANCE_NS = 2_000_000_000  # coarsest timestamp resolution of common file systems
+UNLABELED_FOLDER = -2  # images in a folder of unlabeled images; -1 are outside of the class folders
 MAX_NAMED = 5  # maximum number of folders in a message
 
 
@@ -95,15 +96,19 @@ def walk_folder(root: Path) -> tuple[FolderIndex, Folders]:
 def index_folder(index: FolderIndex, folders: Folders, cache: Path) -> None:
     """Find the splits of the listed folders, write `SPLIT.arrow` to `cache` for each, and complete `index`.
 
-    Splits follow `find_splits`. If all images of a split are in subfolders, and there are at least two in all splits,
-    those are the classes. Raises `InputError` if a folder looks like a split but is not clearly one.
+    Splits follow `find_splits`. If most images of a split are in subfolders, and there are at least two in all splits,
+    those are the classes, and the other images are unlabeled. Raises `InputError` if a folder looks like a split but is
+    not clearly one.
     """
     splits = folders.splits()
     prefixes = [prefix for names in splits.values() for prefix in names]
-    class_names = sorted({name for prefix in prefixes for name in folders.children(prefix)})
-    class_numbers = {name: number for number, name in enumerate(class_names)}
-    for split, names in splits.items():
-        rows = [row for prefix in names for row in folders.images(prefix, class_numbers)]
+    names = {name for prefix in prefixes for name in folders.children(prefix)}
+    class_names = sorted(name for name in names if not is_unlabeled(name))
+    class_numbers = {name: number for number, name in enumerate(class_names)} | dict.fromkeys(
+        names - set(class_names), UNLABELED_FOLDER
+    )
+    for split, paths_of_split in splits.items():
+        rows = [row for prefix in paths_of_split for row in folders.images(prefix, class_numbers)]
         paths = [os.fsencode(path) for path, *_ in rows]  # may be arbitrary bytes
         columns = np.array([numbers for _, *numbers in rows], np.int64).reshape(-1, 3)
         labels = _labels(columns[:, 0], class_names)
@@ -205,13 +210,13 @@ def _parent(path: str) -> str:
 
 
 def _labels(numbers: np.ndarray, class_names: list[str]) -> Labels:
-    """Return the labels of a split; there are none if images are outside of the class folders."""
-    outside, total = int((numbers < 0).sum()), len(numbers)
+    """Return the labels of a split; there are none if half of the images are outside of the class folders."""
+    outside, total = int((numbers == -1).sum()), len(numbers)
     reason = ""
     if len(class_names) < 2 or outside == total:
         reason = "the images are not in class folders"
-    elif outside:
-        reason = f"{_count(outside, 'image')} {_are(outside)} outside the {len(class_names)} class folders"
+    elif 2 * outside >= total:
+        reason = f"{outside:,} of {total:,} images are outside the {len(class_names)} class folders"
     return Labels(np.full(total, -1, np.int32), (), reason) if reason else number_rows(numbers, class_names)
 
 

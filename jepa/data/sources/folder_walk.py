@@ -21,6 +21,7 @@ RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa
 BROKEN, DENIED, SPECIAL = "broken links", "links without permission", "special files"
 LOST = (BROKEN, DENIED, SPECIAL)
 """Reasons for entries that seem to be images, or folders of them, but cannot be read."""
+Key = tuple[int, int]  # device and number of a folder
 MAX_VISITS = 16  # times that one folder is read through different links, which bounds folders that link to each other
 
 
@@ -38,20 +39,21 @@ class FolderListing:
     closed: list[str] = field(default_factory=list)  # folders that cannot be read, with the reason
 
 
-def walk(root: Path, hidden: bool = False) -> Iterator[FolderListing]:
+def walk(root: Path, hidden: bool = False, above: frozenset[Key] = frozenset()) -> Iterator[FolderListing]:
     """Yield every folder below `root` in sorted order, parents first. Links are followed, except for loops.
 
     Hidden files and folders are left out unless `hidden` is True. No file is opened: FIFOs and devices are skipped.
+    `above` are further folders to which links are loops.
     """
-    visits: Counter[tuple[int, int]] = Counter()
+    visits: Counter[Key] = Counter()
     start = FolderListing("")
-    remaining: list[tuple[str, frozenset[tuple[int, int]], FolderListing]] = [("", frozenset(), start)]
+    remaining: list[tuple[str, frozenset[Key], FolderListing]] = [("", above, start)]
     while remaining:
         path, above, parent = remaining.pop()
         listing = FolderListing(path)
         try:
             status = os.stat(os.path.join(root, path))
-            key = (status.st_dev, status.st_ino)
+            key = _key(status)
             if key in above or visits[key] == MAX_VISITS:
                 parent.skipped["loops of links"] += 1
                 continue
@@ -72,13 +74,19 @@ def walk(root: Path, hidden: bool = False) -> Iterator[FolderListing]:
         remaining += [(f"{path}{name}/", inside, listing) for name in reversed(listing.folders)]
 
 
-def count_entries(folder: Path) -> int:
-    """Return the number of entries below a folder that are not folders, including hidden ones."""
+def count_entries(root: Path, path: str) -> int:
+    """Return the number of entries of a folder below `root` that are not folders, including hidden ones."""
     try:
-        listings = list(walk(folder, hidden=True))
+        folders = [root, *(root / parent for parent in Path(path).parents)]
+        above = frozenset(_key(os.stat(folder)) for folder in folders)
+        listings = list(walk(root / path, hidden=True, above=above))
     except OSError:  # the folder itself cannot be read
         return 1
     return sum(len(listing.images) + len(listing.parquet) + listing.skipped.total() for listing in listings)
+
+
+def _key(status: os.stat_result) -> Key:
+    return status.st_dev, status.st_ino
 
 
 def _holds_runs(listing: FolderListing) -> bool:

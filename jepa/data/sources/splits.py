@@ -13,6 +13,8 @@ of one split are one split. `find_splits` decides which of the folders that cont
 | one other folder, and no image beside it            | the same question for its folders, as archives unpack        |
 | other folders                                       | no splits: everything is for training                        |
 
+Beside class folders, a folder `unlabeled` or `unsup` contains unlabeled images.
+
 A class may contain the word: `train_station` and `test_tube` are refused only beside splits, or if two names differ
 only in the split, such as `seg_train` and `seg_test`.
 """
@@ -25,7 +27,7 @@ from collections.abc import Collection, Sequence
 
 from jepa.config import InputError
 
-__all__ = ["SPLIT_NAMES", "find_splits", "looks_like_split", "mentioned_splits", "split_of"]
+__all__ = ["SPLIT_NAMES", "find_splits", "is_unlabeled", "looks_like_split", "mentioned_splits", "split_of"]
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -40,7 +42,9 @@ FILLERS = (
     *("small", "mini", "final", "hidden", "private", "public", "extra", "partial", "jpg", "jpeg", "png"),
 )
 """Words that beside the word of a split leave no doubt that a split is meant: train_images, test-set, hidden test."""
-OTHER_SPLITS = frozenset({"unsup", "unsupervised", "unlabeled", "unlabelled", "holdout", "heldout"})
+UNLABELED = frozenset({"unsup", "unsupervised", "unlabeled", "unlabelled"})
+"""Names of folders of unlabeled images beside class folders. Beside splits, they are refused."""
+OTHER_SPLITS = UNLABELED | {"holdout", "heldout"}
 """Splits of other datasets, which have no counterpart here."""
 PART = "|".join(sorted((*SPLIT_NAMES, *FILLERS), key=len, reverse=True))
 ANAGRAMS = {"".join(sorted(word)) for word in SPLIT_NAMES if len(word) >= 4}  # trian, tset
@@ -61,6 +65,11 @@ def mentioned_splits(name: str) -> set[str]:
     """Return the splits whose words are in a name, as in 'mnist-train-00000-of-00002' or 'trainval'."""
     words = [part for word in _words(name) for part in (_parts(word) or [word])]
     return {SPLIT_NAMES[word] for word in words if word in SPLIT_NAMES}
+
+
+def is_unlabeled(name: str) -> bool:
+    """Return whether a folder beside class folders contains unlabeled images, by its name."""
+    return "".join(_words(name)) in UNLABELED
 
 
 def looks_like_split(name: str) -> bool:
@@ -90,7 +99,7 @@ def find_splits(folders: Collection[str], nested: Collection[str], where: str) -
     named = [name for names in splits.values() for name in names]
     others = [name for name in sorted(folders) if name not in named]
     is_class = named == splits.get("train") and len(named) == 1 and len(others) >= 2 and named[0] not in nested
-    suspects = [name for name in others if looks_like_split(name)]
+    suspects = [name for name in others if looks_like_split(name) and (named or not is_unlabeled(name))]
     if not suspects and named and not is_class:
         suspects = [name for name in others if mentioned_splits(name)]
     suspects = suspects or _twins([*others, *named])
