@@ -32,7 +32,21 @@ LOOK_LIKE_SPLITS = [
 ]
 OTHERS = [
     *("train_station", "bullet_train", "test_tube", "rain", "brain", "chest", "contest", "raining", "valley", "device"),
-    *("text", "trains", "latest", "images", "2021", "all", "labels", "devil", "valve", "attestation", "terrain"),
+    *(
+        "text",
+        "setting",
+        "vale",
+        "trains",
+        "latest",
+        "images",
+        "2021",
+        "all",
+        "labels",
+        "devil",
+        "valve",
+        "attestation",
+        "terrain",
+    ),
 ]
 
 
@@ -148,8 +162,9 @@ def test_names_of_parquet_files(tmp_path, deep, train, test):
 @pytest.mark.parametrize(
     ("names", "message"),
     [
-        (("trainval.parquet",), "'trainval' .* looks like a split"),
-        (("trian-0.parquet", "tset-0.parquet"), "looks like a split"),
+        (("trainval.parquet",), "'trainval' .* does not name one split"),
+        (("trian-0.parquet", "tset-0.parquet"), "does not name one split"),
+        (("a/test/train-0.parquet", "a/train/0.parquet"), "'train-0' .* does not name one split"),
         (("train.parquet", "more.parquet"), "more.parquet does not name a split, but .*train.parquet does"),
         (("small/train.parquet", "large/train.parquet"), r"several subsets of a dataset \(large, small\)"),
         (("en-train.parquet", "de-train.parquet", "de-test.parquet"), r"several subsets of a dataset \(de, en\)"),

@@ -51,14 +51,15 @@ def splits_of_files(files: Sequence[Path], root: Path | None) -> dict[Path, str 
 def _split(file: Path, base: Path) -> str | None:
     """Return the split in the name of a file or of its folders below `base`, nearest first."""
     folders = list(reversed(file.absolute().parent.relative_to(base).parts))
+    above = {split_of(name) for name in folders[:-1]} - {None}  # the last one contains all files
     for name in (file.stem, *(name for name in folders if split_of(name) or looks_like_split(name))):
         found = mentioned_splits(name)
-        if len(found) == 1:
+        if len(found) == 1 and above <= found:
             return found.pop()
         if found or looks_like_split(re.sub(r"[\d_.-]+", " ", name)):
             raise InputError(
-                f"the name '{name}' in {file} looks like a split but is not one; include one of the words train, "
-                "validation and test"
+                f"the name '{name}' in {file} does not name one split clearly; include one of the words train, "
+                "validation and test in it, and no other in its folders"
             )
     return None
 

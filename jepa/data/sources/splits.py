@@ -47,9 +47,9 @@ UNLABELED = frozenset({"unsup", "unsupervised", "unlabeled", "unlabelled"})
 OTHER_SPLITS = UNLABELED | {"holdout", "heldout"}
 """Splits of other datasets, which have no counterpart here."""
 PART = "|".join(sorted((*SPLIT_NAMES, *FILLERS), key=len, reverse=True))
-ANAGRAMS = {"".join(sorted(word)) for word in SPLIT_NAMES if len(word) >= 4}  # trian, tset
-MISSPELLED = ("training", "validation", "evaluation")  # shorter words have neighbors: rain, brain, text, chest
-MIN_SIMILARITY = {"training": 0.93, "validation": 0.85, "evaluation": 0.95}  # raining and straining are words
+SWAPPED = {"".join(sorted(word)) for word in ("train", "training", "test", "validation")}  # letters of trian and tset
+MIN_SIMILARITY = {"training": 0.93, "validation": 0.85, "evaluation": 0.95}
+"""Similarity of misspelled words; shorter words have neighbors that are words: rain, text, chest, setting, vale."""
 RENAME = "rename folders to train, validation or test, or start a name with a dot to leave the folder out"
 
 
@@ -135,8 +135,8 @@ def _parts(word: str) -> list[str]:
 def _is_misspelled(word: str) -> bool:
     if word in SPLIT_NAMES:
         return False
-    similar = (difflib.SequenceMatcher(None, word, right).ratio() >= MIN_SIMILARITY[right] for right in MISSPELLED)
-    return "".join(sorted(word)) in ANAGRAMS or (word[:1] in "tve" and any(similar))
+    similar = (difflib.SequenceMatcher(None, word, right).ratio() >= least for right, least in MIN_SIMILARITY.items())
+    return "".join(sorted(word)) in SWAPPED or (word[:1] in "tve" and any(similar))  # raining and straining are words
 
 
 def _twins(names: Sequence[str]) -> list[str]:
