@@ -102,7 +102,7 @@ def file_path(text: bytes, folder: bytes) -> bytes:
     """
     if text.startswith(b"file://"):
         text = unquote_to_bytes(text.removeprefix(b"file://").removeprefix(b"localhost"))
-    path: bytes = os.path.expanduser(text)
+    path = os.fsencode(os.path.expanduser(os.fsdecode(text)))
     if b"\\" in path and not os.path.exists(os.path.join(folder, path)):
         return path.replace(b"\\", b"/")
     return path
