@@ -134,12 +134,16 @@ def test_closed_folders_are_told(tmp_path):
             folder.chmod(0o755)
     for folder in (root / "cow", tmp_path / "closed"):
         folder.chmod(0)
+    (tmp_path / "cache").mkdir()
+    (tmp_path / "cache").chmod(0o777)
     code = (
-        "import os, sys, tempfile; from pathlib import Path; from jepa.data import open_source; os.setuid(65534)\n"
-        "index = open_source(sys.argv[1], Path(tempfile.mkdtemp())).open('train')\n"
+        "import os, sys; from pathlib import Path; from jepa.data import open_source; import jepa.data.sources.folder\n"
+        "os.setuid(65534)\n"
+        "index = open_source(sys.argv[1], Path(sys.argv[2])).open('train')\n"
         "print(len(index.files), *index.classes, *index.metadata['notes'], sep='; ')"
     )
-    done = subprocess.run([sys.executable, "-c", code, root], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, root, tmp_path / "cache"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "2; cat; dog; 1 folder cannot be read: cow/ (Permission denied); "
         "what may be images cannot be read: 1 links without permission"

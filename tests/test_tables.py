@@ -234,8 +234,14 @@ def test_types_of_labels_in_parquet(folder, kind):
 
 def test_lists_and_times_are_not_classes(folder):
     images = [{"bytes": (folder / "0.png").read_bytes(), "path": None}] * 6
-    columns = {"lists": [[1, 2]] * 6, "times": pa.array(range(6), pa.timestamp("s")), "nothing": pa.nulls(6)}
+    columns = {
+        "bytes": [b"\xff"] * 6,
+        "lists": [[1, 2]] * 6,
+        "times": pa.array(range(6), pa.timestamp("s")),
+        "nothing": pa.nulls(6),
+    }
     for name, reason in {
+        "bytes": "values of type binary",
         "lists": "a list or structure",
         "times": "6 values for 6 images",
         "nothing": "is empty",

@@ -73,7 +73,10 @@ def encode_labels(column: pa.ChunkedArray, name: str, declared: Sequence[str] = 
     if pa.types.is_dictionary(column.type):
         column = column.cast(column.type.value_type)
     if not (pa.types.is_floating(column.type) or pa.types.is_integer(column.type)):
-        column = column.cast(pa.large_string())
+        try:
+            column = column.cast(pa.large_string())
+        except pa.ArrowException:
+            return _none(len(column), f"the column '{name}' has values of type {column.type}, which are not text")
     encoded = pa.chunked_array([column.combine_chunks()]).combine_chunks().dictionary_encode()
     values = [value.strip() if isinstance(value, str) else value for value in encoded.dictionary.to_pylist()]
     names, is_number = (values, False) if declared else _class_names(values)

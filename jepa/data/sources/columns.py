@@ -138,6 +138,9 @@ def split_rows(table: pa.Table, source: object, used: Iterable[str | None] = ())
         raise InputError(f"{source} has several columns of splits: {', '.join(split_columns)}; remove all but one")
     if not (chosen := split_columns or similar):
         return None
+    kind = table.schema.field(chosen[0]).type
+    if pa.types.is_nested(kind) or _is_binary(kind):
+        raise InputError(f"the column '{chosen[0]}' of {source} must contain train, validation or test, got {kind}")
     texts = table[chosen[0]].cast(pa.large_string()).combine_chunks().dictionary_encode()
     splits = [split_of(text) for text in texts.dictionary.to_pylist()]
     unknown = [text for text, split in zip(texts.dictionary.to_pylist(), splits, strict=True) if split is None]

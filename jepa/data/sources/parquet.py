@@ -132,7 +132,8 @@ def _count_rows(file: Path) -> int:
 def _row_splits(file: Path, count: int, named: str | None, schema: pa.Schema) -> np.ndarray:
     """Return the split of each row, from the file name or a column. Raises `InputError` if they disagree."""
     columns = split_columns(schema)
-    rows = split_rows(_read(file, columns), file) if columns else None
+    label, _ = find_label_column(schema.names, file)
+    rows = split_rows(_read(file, columns), file, (label,)) if columns else None
     if rows is None:
         return np.full(count, named or "train", dtype=object)
     require(
