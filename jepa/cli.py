@@ -170,15 +170,15 @@ def data(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Count images and classes of a source, and inspect 2,000 images: sizes, colors, broken files, duplicates.
+        """Count all files, classes and duplicates of a source, and inspect 2,000 images of each split.
 
         Args:
             source: Any value of --data: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
-            all: Inspect all images.
+            all: Inspect all images, and compare all of them with each other.
             sheet: File to write the contact sheet to; runs/contact-sheet-NAME.jpg by default.
             code: Code that defines the source.
         """
-        from jepa.data.inspect import inspect_source
+        from jepa.data.describe import inspect_source
 
         code.load()
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).resolve().name) if source != "sample" else source

@@ -9,7 +9,9 @@ from PIL import Image
 from jepa.config import InputError
 from jepa.data import CACHE, SplitIndex, open_source
 from jepa.data.contact_sheet import contact_sheet
-from jepa.data.inspect import InspectionResult, inspect_images, inspect_source, summarize_source
+from jepa.data.describe import inspect_source
+from jepa.data.duplicates import find_duplicates
+from jepa.data.inspect import InspectionResult, inspect_images, summarize_source
 from tests.conftest import toy_images, write_parquet
 from tests.test_cli import call
 from tests.zoo import BROKEN, photo, write_pets, write_zoo
@@ -67,9 +69,10 @@ def test_broken_files_are_listed_with_a_reason(zoo, result):
 def test_a_missing_file_is_broken_and_not_a_duplicate(tmp_path):
     photo().save(tmp_path / "here.png")
     (tmp_path / "list.txt").write_text("gone.png\nhere.png\nlost.png\n")
-    result = inspect_images(training_index(tmp_path / "list.txt"), None)
+    index = training_index(tmp_path / "list.txt")
+    result = inspect_images(index, None)
     assert [line.split(": ")[0] for line in result.broken] == ["gone.png", "lost.png"]
-    assert result.duplicates == []
+    assert find_duplicates({"train": index}, None).groups == []
 
 
 def test_sizes_formats_and_modes_are_those_of_the_files(zoo, result):
@@ -115,7 +118,9 @@ def test_duplicates_have_the_same_content_under_any_name(tmp_path):
         shutil.copy(tmp_path / f"{original}.png", tmp_path / "copies" / f"{copy}.png")
     shutil.copy(tmp_path / "3.png", tmp_path / "copies" / "c.jpg")
     photo(seed=0).save(tmp_path / "0.webp", lossless=True)  # identical pixels in a different format are not a duplicate
-    assert inspect_images(training_index(tmp_path), None).duplicates == [
+    index = training_index(tmp_path)
+    groups = find_duplicates({"train": index}, None).within("train")
+    assert [[index.files.name(image) for image in group] for group in groups] == [
         ["3.png", "copies/b.png", "copies/c.jpg"],
         ["1.png", "copies/a.png"],
     ]
@@ -226,8 +231,9 @@ def test_a_source_is_described(pets, tmp_path):
         "colors RGB 9",
         "formats PNG 9",
         "broken 1: train/dog/torn.jpg: ",
-        "duplicates 1: train/cat/0.png = train/dog/copy.png",
-        "ignored 2 .txt, 1 .mp4",
+        "duplicates train: 1 group: train/cat/0.png = train/dog/copy.png",
+        "files 16 in all: 13 images, 2 .txt, 1 .mp4",
+        "validation: all images inspected",
         f"contact sheet: {tmp_path / 'deep' / 'sheet.png'}",
     ):
         assert part in words
@@ -240,7 +246,7 @@ def test_photos_without_labels_are_described(tmp_path, monkeypatch):
     (tmp_path / "photos").mkdir()
     for number in range(12):
         photo(40 + number, 30 + number, number).save(tmp_path / "photos" / f"{number}.jpg")
-    monkeypatch.setattr("jepa.data.inspect.MAX_INSPECTED_IMAGES", 5)
+    monkeypatch.setattr("jepa.data.describe.MAX_INSPECTED_IMAGES", 5)
     words = " ".join(inspect_source(str(tmp_path / "photos"), tmp_path / "sheet.jpg").split())
     assert "train 12 images, " in words
     assert ", no labels" in words
@@ -265,9 +271,9 @@ def test_long_lists_are_truncated(tmp_path):
         (folder / "torn.jpg").write_text(f"torn {number}")
     lines = inspect_source(str(tmp_path / "many"), tmp_path / "sheet.png").splitlines()
     assert lines[1].endswith("9 classes: class0 10, class1 9, class2 8, class3 7, class4 6, …")
-    assert "broken      9: class0/torn.jpg" in lines[8]
-    assert [line.split("/")[0].strip() for line in lines[9:13]] == ["class1", "class2", "class3", "class4"]
-    assert lines[13].strip() == "…"
+    start = next(i for i, line in enumerate(lines) if "broken      9: class0/torn.jpg" in line)
+    assert [line.split("/")[0].strip() for line in lines[start + 1 : start + 5]] == [f"class{i}" for i in range(1, 5)]
+    assert lines[start + 5].strip() == "…"
 
 
 def test_a_source_of_broken_images_is_described_but_has_no_summary(tmp_path, capsys):
@@ -323,7 +329,7 @@ def test_jepa_data_writes_the_contact_sheet_in_the_working_directory(capsys, pet
 
 
 def test_jepa_data_of_the_sample(capsys, tmp_path, monkeypatch):
-    monkeypatch.setattr("jepa.data.inspect.MAX_INSPECTED_IMAGES", 20)
+    monkeypatch.setattr("jepa.data.describe.MAX_INSPECTED_IMAGES", 20)
     code, out, _ = call(capsys, "data", "sample", "--sheet", str(tmp_path / "sheet.png"))
     words = " ".join(out.split())
     assert code == 0

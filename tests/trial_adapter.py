@@ -22,6 +22,10 @@ def splits(source: str) -> dict[str, tuple[int, list[str] | None, int]]:
     result = {}
     for split in opened.splits():
         index = opened.open(split)
-        names = None if index.labels is None else [index.classes[label] for label in index.labels.tolist()]
+        names = None if index.labels is None else [_class(index, label) for label in index.labels.tolist()]
         result[split] = (len(index.files), names, len(index.classes))
     return result
+
+
+def _class(index, label: int) -> str | None:
+    return index.classes[label] if label >= 0 else None

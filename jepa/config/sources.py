@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import glob
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from jepa.config.base import SourceConfig
+from jepa.config.errors import require
 
 __all__ = [
     "TORCHVISION",
@@ -17,6 +19,7 @@ __all__ = [
     "PathsSource",
     "SampleSource",
     "TorchvisionSource",
+    "expand_user",
 ]
 
 TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
@@ -38,6 +41,11 @@ TORCHVISION: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "svhn-extra": ("SVHN", {"train": {"split": "extra"}, "test": {"split": "test"}}),
 }
 """torchvision datasets by name: the class, and its arguments for each split."""
+
+
+def expand_user(text: str) -> Path:
+    """Return the path with `~` replaced by the home folder; the name of an unknown user is left as it is."""
+    return Path(os.path.expanduser(text))  # noqa: PTH111  (pathlib raises an error)
 
 
 @dataclass(frozen=True)
@@ -66,7 +74,7 @@ class HuggingFaceSource(SourceConfig):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Accept hf:OWNER/NAME."""
-        return cls(text.removeprefix("hf:")) if text.startswith("hf:") else None
+        return cls(os.path.expanduser(text.removeprefix("hf:"))) if text.startswith("hf:") else None  # noqa: PTH111
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,7 @@ class FolderSource(SourceConfig):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Accept the path of a folder."""
-        root = Path(text).expanduser()
+        root = expand_user(text)
         return cls(root) if root.is_dir() else None
 
 
@@ -97,7 +105,7 @@ class PathsSource(SourceConfig):
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Accept the path of a .txt, .csv or .tsv file."""
-        file = Path(text).expanduser()
+        file = expand_user(text)
         return cls(file) if file.suffix.lower() in (".txt", ".csv", ".tsv") and file.is_file() else None
 
 
@@ -109,14 +117,19 @@ class ParquetSource(SourceConfig):
     usage: ClassVar[str] = "parquet files of images or of paths"
 
     files: tuple[Path, ...]
+    root: Path | None = None
+    """The folder in which the files were found, or None if they were chosen by the user."""
 
     @classmethod
     def parse(cls, text: str) -> Self | None:
         """Accept the path of a .parquet file, or a pattern such as 'images/train-*.parquet'."""
-        path = Path(text).expanduser()
+        path = expand_user(text)
         if path.is_file():
             return cls((path,)) if path.suffix.lower() == ".parquet" else None
-        files = sorted(Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute patterns)
+        found = (Path(name) for name in glob.glob(str(path), recursive=True))  # noqa: PTH207  (absolute patterns)
+        files = sorted(file for file in found if not file.is_dir())
+        other = next((file for file in files if file.suffix.lower() != ".parquet"), None)
+        require(other is None, f"the pattern {text} must match only parquet files, but it matches {other}")
         return cls(tuple(files)) if files else None
 
 

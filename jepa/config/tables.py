@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from jepa.config.backbones import ConvNetConfig, EnergyConfig, ViTConfig
 from jepa.config.base import BACKBONES, OBJECTIVES, SOURCES, SourceConfig
 from jepa.config.errors import InputError, suggest
@@ -17,6 +15,7 @@ from jepa.config.sources import (
     PathsSource,
     SampleSource,
     TorchvisionSource,
+    expand_user,
 )
 from jepa.config.supervised import SupervisedConfig
 from jepa.config.vicreg import VICRegConfig
@@ -50,6 +49,6 @@ def parse_source(text: str) -> SourceConfig:
         if source is not None:
             return source
     accepted = f"--data takes {', '.join(config.usage for config in SOURCES)}"  # type: ignore[attr-defined]
-    if Path(text).expanduser().is_file():
+    if expand_user(text).is_file():
         raise InputError(f"{text} is a file but not a supported table; {accepted}")
     raise InputError(f"{text} does not exist{suggest(text, ['sample', *TORCHVISION])}; {accepted}")

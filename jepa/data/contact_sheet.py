@@ -33,7 +33,7 @@ def contact_sheet(index: SplitIndex, sizes: dict[int, tuple[int, int]]) -> Image
         pixels: np.ndarray = decode(index.files.read(image), 3, (height, width))
         picture = ImageOps.expand(Image.fromarray(pixels.transpose(1, 2, 0)), 1, BORDER_COLOR)
         sheet.paste(picture, (left + (CELL - width) // 2, top + (CELL - height) // 2))
-        if index.labels is not None:
+        if index.labels is not None and index.labels[image] >= 0:
             text = _shorten(draw, index.classes[int(index.labels[image])])
             draw.text((left + CELL / 2, top + CELL + 2), text, fill="black", anchor="ma")
     return sheet

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from jepa.config import DataConfig, InputError
 from jepa.data.decode import Unreadable, decode
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
+from jepa.data.labels import align_classes
 from jepa.data.pixel_cache import PixelCache
 from jepa.data.sources.base import open_source, require_training_split
 
@@ -63,12 +64,14 @@ class ImageDataset:
 
     name: str
     files: EncodedImages
-    labels: Tensor | None  # (N,) long
+    labels: Tensor | None  # (N,) long; -1 for unlabeled images
     classes: tuple[str, ...]
     shape: tuple[int, int, int]  # C, H, W of every image
     canvas: tuple[int, int] | None = None  # height and width to crop to; None if all images have the same size
     cache: PixelCache | None = None
     signature: str = ""  # changes when files are added, removed or modified
+    why_no_labels: str = ""  # the reason if no image has a label
+    notes: tuple[str, ...] = ()  # what may be wrong with the split, in one sentence each
     unreadable: dict[int, str] = field(default_factory=dict)  # maps indices to reasons, for the images read so far
 
     def __len__(self) -> int:
@@ -125,19 +128,24 @@ class ImageDataset:
 def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = None) -> ImageDataset | None:
     """Open the `train` or `test` split of the config's source.
 
-    If `test` is missing or has no labels, falls back to `validation`; returns None if neither exists. Indexes and
-    decoded images are stored in the folder `cache`. Raises `InputError` if the source is missing, contains no images,
+    If `test` is missing or has no labels, falls back to `validation`; returns None if neither exists. Its labels number
+    the classes of the training split, by name, and then the classes without training images. Indexes and decoded images
+    are stored in the folder `cache`. Raises `InputError` if the source is missing, contains no images,
     or cannot be read.
     """
     source = open_source(config.source, cache)
     splits = source.splits()
     if split == "train":
         require_training_split(config.source, splits)
-    dataset = None
-    for name in ("test", "validation") if split == "test" else (split,):
-        if name in splits and (dataset is None or dataset.labels is None):  # test labels may be hidden
-            dataset = _build_dataset(source.open(name), config, name, source.cache)
-    return dataset
+    names = [name for name in (("test", "validation") if split == "test" else (split,)) if name in splits]
+    indexes = {name: source.open(name) for name in names}
+    name = next((name for name in names if indexes[name].labels is not None), next(iter(names), None))  # may be hidden
+    if name is None:
+        return None
+    index = indexes[name]
+    if split != "train" and "train" in splits:
+        index = align_classes(index, source.open("train"))
+    return _build_dataset(index, config, name, source.cache)
 
 
 def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Path) -> ImageDataset:
@@ -153,6 +161,8 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
         shape=shape,
         canvas=canvas,
         signature=index.metadata["signature"],
+        why_no_labels=index.metadata.get("why_no_labels", ""),
+        notes=tuple(index.metadata.get("notes", ())),
     )
     if dataset.nbytes <= config.cache_gb * 1e9:
         dataset.cache = _open_cache(dataset, split, cache)

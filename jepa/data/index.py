@@ -75,7 +75,7 @@ class SplitIndex:
     """The encoded images of a split, with labels and class names if the source has them."""
 
     files: EncodedImages
-    labels: Tensor | None  # (N,) long
+    labels: Tensor | None  # (N,) long; -1 for unlabeled images, None if all are
     classes: tuple[str, ...]
     metadata: dict[str, Any] = field(default_factory=dict)  # its "signature" changes whenever the images do
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
@@ -11,9 +12,10 @@ from pathlib import Path
 from jepa.config import InputError
 from jepa.config.sources import FolderSource, ParquetSource
 from jepa.data.index import SplitIndex
-from jepa.data.sources.base import Source, open_index
-from jepa.data.sources.folder_index import FolderIndex, index_folder, is_current
-from jepa.data.sources.parquet import Parquet, image_column, open_parquet
+from jepa.data.sources.base import MAX_EXAMINED, Source, open_index
+from jepa.data.sources.folder_index import FolderIndex, index_folder, is_current, walk_folder
+from jepa.data.sources.folder_walk import count_entries
+from jepa.data.sources.parquet import Parquet, contains_images
 from jepa.files import atomic_write
 
 __all__ = ["Folder"]
@@ -32,18 +34,32 @@ class Folder(Source):
         with suppress(OSError, ValueError, TypeError):
             index = FolderIndex(**json.loads(file.read_text()))
         if index is None or not is_current(index):
-            index = index_folder(self.config.root, self.cache)
+            self.cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
+            index, folders = walk_folder(self.config.root)
+            self._choose_parquet(index, has_images=bool(folders.counts[""]))
+            if index.parquet_files:
+                index.outside = folders.outside([])
+            else:
+                index_folder(index, folders, self.cache)
             with atomic_write(file) as temporary:
                 temporary.write_text(json.dumps(dataclasses.asdict(index)))
         return index
 
+    def _choose_parquet(self, index: FolderIndex, has_images: bool) -> None:
+        """Keep the parquet files with images. Damaged ones are kept, to be refused, unless the images are files."""
+        found = {file: contains_images(Path(file)) for file in index.parquet_files}
+        keep_damaged = any(found.values()) or not has_images
+        index.parquet_files = [file for file, images in found.items() if images or (images is None and keep_damaged)]
+        if others := len(found) - len(index.parquet_files):
+            index.skipped["parquet without images"] = others
+
     @cached_property
     def parquet(self) -> Parquet | None:
-        """The parquet files in the folder, or None if they contain no images."""
-        files = sorted(Path(file) for file in self.index.parquet_files)
-        if not files or image_column(open_parquet(files[0]).schema_arrow) is None:
+        """The parquet files of images in the folder, or None if there are none."""
+        files = tuple(sorted(Path(file) for file in self.index.parquet_files))
+        if not files:
             return None
-        return Parquet(ParquetSource(tuple(files)), self.name, self.cache / "parquet")
+        return Parquet(ParquetSource(files, self.config.root), self.name, self.cache / "parquet")
 
     def splits(self) -> list[str]:
         """Return the splits that contain images. Raises `InputError` if there are none."""
@@ -51,9 +67,9 @@ class Folder(Source):
             return self.parquet.splits()
         splits = [split for split, count in self.index.split_sizes.items() if count]
         if not splits:
-            ignored = ", ".join(f"{count} {extension}" for extension, count in list(self.index.ignored.items())[:3])
+            skipped = ", ".join(f"{count} {reason}" for reason, count in list(self.index.skipped.items())[:3])
             raise InputError(
-                f"the folder {self.name} contains no images{f', only {ignored}' if ignored else ''}; use a folder of "
+                f"the folder {self.name} contains no images{f', only {skipped}' if skipped else ''}; use a folder of "
                 "images, or of parquet files that contain images"
             )
         return splits
@@ -61,7 +77,23 @@ class Folder(Source):
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split."""
         if self.parquet is not None:
-            return self.parquet.open(split)
-        index = open_index(self.cache, split, self.config.root)
-        index.metadata["ignored"] = self.index.ignored
+            index = self.parquet.open(split)
+            if (count := sum(self.index.outside.values())) and not index.metadata["on_disk"]:
+                note = f"{count:,} image files beside the parquet files are not used"
+                index.metadata["notes"] = [*index.metadata.get("notes", ()), note]
+        else:
+            examine = self.index.split_sizes[split] <= MAX_EXAMINED
+            index = open_index(self.cache, split, self.config.root, examine=examine)
+        index.metadata["notes"] = [*index.metadata.get("notes", ()), *self.index.notes]
         return index
+
+    def count_files(self) -> dict[str, int]:
+        """Return the number of all files below the folder, by kind. Links are followed, except for loops."""
+        index = self.index
+        hidden: Counter[str] = Counter()
+        for path, reason in index.unread.items():
+            hidden[reason] += count_entries(self.config.root, path)
+        used = {"parquet files of images": len(index.parquet_files), "images": sum(index.split_sizes.values())}
+        place = "image files beside them" if index.parquet_files else "images outside the splits"
+        outside = {place: sum(index.outside.values())}
+        return used | outside | dict((Counter(index.skipped) + hidden).most_common())

@@ -1,8 +1,4 @@
-"""Index a folder of images: find its splits and classes, and write the sorted paths of all images.
-
-Folders may contain millions of files, so this module uses `os`, which is faster than `pathlib`.
-"""
-# ruff: noqa: PTH116, PTH118, PTH119, PTH122
+"""Index a folder of images: find its splits and classes, and write the sorted paths of all images."""
 
 from __future__ import annotations
 
@@ -13,33 +9,43 @@ from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from tqdm import tqdm
 
-from jepa.data.decode import EXTENSIONS
+from jepa.config import InputError
 from jepa.data.index import PATHS, write_index
-from jepa.data.sources.base import SPLIT_NAMES
+from jepa.data.labels import Labels, label_metadata, number_rows
+from jepa.data.sources.base import INDEX_VERSION
+from jepa.data.sources.folder_walk import LOST, FolderListing, walk
+from jepa.data.sources.splits import find_splits, is_unlabeled, looks_like_split, mentioned_splits, split_of
 
-__all__ = ["FolderIndex", "index_folder", "is_current"]
+__all__ = ["FolderIndex", "index_folder", "is_current", "walk_folder"]
 
-RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
 BATCH_ROWS = 8192  # number of rows per Arrow batch
 CLOCK_TOLERANCE_NS = 2_000_000_000  # coarsest timestamp resolution of common file systems
+UNLABELED_FOLDER = -2  # images in a folder of unlabeled images; -1 are outside of the class folders
+MAX_NAMED = 5  # maximum number of folders in a message
 
 
 @dataclass
 class FolderIndex:
     """Metadata of an indexed folder, stored as JSON."""
 
+    version: int = 0
     split_sizes: dict[str, int] = field(default_factory=dict)
     """Number of images per split."""
     parquet_files: list[str] = field(default_factory=list)
     """Paths of the parquet files in the folder."""
-    ignored: dict[str, int] = field(default_factory=dict)
-    """Number of other files by extension, most frequent first."""
+    outside: dict[str, int] = field(default_factory=dict)
+    """Number of images that belong to no split, by folder; "" is the folder itself."""
+    skipped: dict[str, int] = field(default_factory=dict)
+    """Number of other entries by extension or reason, most frequent first."""
+    unread: dict[str, str] = field(default_factory=dict)
+    """Reason by path of each folder that was left out on purpose: hidden folders and run folders."""
+    notes: list[str] = field(default_factory=list)
+    """What may be wrong, in one sentence each."""
     folder_times: list[tuple[str, int]] = field(default_factory=list)
     """Path and modification time (ns) of each folder; the time changes when a file is added, removed or replaced."""
     created: int = 0
@@ -53,160 +59,199 @@ def is_current(index: FolderIndex) -> bool:
     changed its timestamp.
     """
     try:
-        unchanged = all(os.stat(path).st_mtime_ns == modified for path, modified in index.folder_times)
+        unchanged = all(os.stat(path).st_mtime_ns == modified for path, modified in index.folder_times)  # noqa: PTH116
     except OSError:
         return False
     last_change = max((modified for _, modified in index.folder_times), default=0)
-    return unchanged and last_change < index.created - CLOCK_TOLERANCE_NS
+    is_old = last_change < index.created - CLOCK_TOLERANCE_NS
+    return index.version == INDEX_VERSION and unchanged and is_old and not index.notes
 
 
-def index_folder(root: Path, cache: Path) -> FolderIndex:
-    """Index a folder, and write `SPLIT.arrow` to the folder `cache` for each split.
+def walk_folder(root: Path) -> tuple[FolderIndex, Folders]:
+    """List all folders below `root`; the splits of the returned index are not known yet."""
+    index = FolderIndex(INDEX_VERSION, created=time.time_ns())
+    listings: dict[str, FolderListing] = {}
+    with tqdm(desc=f"listing {root}", unit=" images", delay=1, leave=False) as bar:
+        for listing in walk(root):
+            listings[listing.path] = listing
+            bar.update(len(listing.images))
+    skipped: Counter[str] = Counter()
+    closed: list[str] = []
+    for path, listing in listings.items():
+        index.folder_times.append((str(root / path), listing.modified))
+        index.parquet_files += [str(root / path / name) for name in listing.parquet]
+        index.unread |= listing.unread
+        skipped.update(listing.skipped)
+        closed += listing.closed
+    index.skipped = dict(skipped.most_common())
+    if closed:
+        index.notes.append(f"{_count(len(closed), 'folder')} cannot be read: {_list(closed)}")
+    lost = {reason: count for reason, count in index.skipped.items() if reason in LOST}
+    if lost:
+        found = ", ".join(f"{count:,} {reason}" for reason, count in lost.items())
+        index.notes.append(f"what may be images cannot be read: {found}")
+    return index, Folders(root, listings)
 
-    Top-level folders named train, test, val or similar are splits. If all images of a split are in two or more
-    subfolders, those are the classes. Hidden files and folders are ignored; symlinks are followed.
+
+def index_folder(index: FolderIndex, folders: Folders, cache: Path) -> None:
+    """Find the splits of the listed folders, write `SPLIT.arrow` to `cache` for each, and complete `index`.
+
+    Splits follow `find_splits`. If most images of a split are in subfolders, and there are at least two in all splits,
+    those are the classes, and the other images are unlabeled. Raises `InputError` if a folder looks like a split but is
+    not clearly one.
     """
-    cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
-    index = FolderIndex(created=time.time_ns())
-    folders = {name: SPLIT_NAMES.get(name.lower()) for name in subfolders(root) if contains_images(root / name)}
-    split_folders = {split: f"{name}/" for name, split in folders.items() if split is not None}
-    has_train_and_others = "train" in split_folders and len(split_folders) > 1
-    has_splits = bool(split_folders) and (has_train_and_others or None not in folders.values())
-    prefixes = split_folders if has_splits else {"train": ""}
-    class_names = {
-        name
-        for prefix in prefixes.values()
-        for name in subfolders(root / prefix)
-        if contains_images(root / prefix / name)
-    }
-    class_numbers = {name: i for i, name in enumerate(sorted(class_names))}
-    ignored: Counter[str] = Counter()
-    with tqdm(desc=f"indexing {root}", unit=" images", delay=1, leave=False) as bar:
-        for split, prefix in prefixes.items():
-            walk = _SplitWalk(root, prefix, class_numbers, index=index, ignored=ignored, bar=bar)
-            write_index(cache / f"{split}.arrow", PATHS, walk.batches(), walk.metadata)
-            index.split_sizes[split] = walk.count
-    if has_splits:
-        index.folder_times.append((str(root), os.stat(root).st_mtime_ns))
-    index.ignored = dict(ignored.most_common())
-    return index
+    splits = folders.splits()
+    prefixes = [prefix for names in splits.values() for prefix in names]
+    names = {name for prefix in prefixes for name in folders.children(prefix)}
+    class_names = sorted(name for name in names if not is_unlabeled(name))
+    class_numbers = {name: number for number, name in enumerate(class_names)} | dict.fromkeys(
+        names - set(class_names), UNLABELED_FOLDER
+    )
+    for split, paths_of_split in splits.items():
+        rows = [row for prefix in paths_of_split for row in folders.images(prefix, class_numbers)]
+        paths = [os.fsencode(path) for path, *_ in rows]  # may be arbitrary bytes
+        columns = np.array([numbers for _, *numbers in rows], np.int64).reshape(-1, 3)
+        labels = _labels(columns[:, 0], class_names)
+        signature = hashlib.blake2b(b"\n".join([*paths, columns.tobytes()]), digest_size=8).hexdigest()
+        batches = _batches(paths, columns[:, 1], labels.numbers)
+        write_index(cache / f"{split}.arrow", PATHS, batches, {**label_metadata(labels), "signature": signature})
+        index.split_sizes[split] = len(rows)
+    index.outside = folders.outside(prefixes)
+    index.notes += _notes(folders, splits, index.outside)
 
 
-def subfolders(path: Path) -> list[str]:
-    """Return the sorted names of the visible subfolders."""
-    return sorted(entry.name for entry in os.scandir(path) if entry.is_dir() and not entry.name.startswith("."))
+class Folders:
+    """The listed folders below a root, by path; paths are empty or end with a slash."""
+
+    def __init__(self, root: Path, listings: dict[str, FolderListing]) -> None:
+        self.root, self.listings = root, listings
+        self.counts: Counter[str] = Counter()  # number of images in and below each folder
+        for path, listing in reversed(listings.items()):  # subfolders first
+            self.counts[path] += len(listing.images)
+            if path:
+                self.counts[_parent(path)] += self.counts[path]
+
+    def children(self, path: str) -> list[str]:
+        """Return the names of the subfolders that contain images, at any depth."""
+        return [name for name in self.listings[path].folders if self.counts[f"{path}{name}/"]]
+
+    def splits(self) -> dict[str, list[str]]:
+        """Return the folders of each split; without splits, all images are in the split train."""
+        path = ""
+        while True:
+            names = self.children(path)
+            nested = [name for name in names if self.children(f"{path}{name}/")]
+            where = str(self.root / path)
+            if splits := find_splits(names, nested, where):
+                found = {split: [f"{path}{name}/" for name in folders] for split, folders in splits.items()}
+                break
+            if len(names) != 1 or self.listings[path].images:
+                found = {"train": [path]}
+                break
+            path += f"{names[0]}/"
+        found = self._descend(found)
+        self._check_nested(found)
+        return found
+
+    def _descend(self, splits: dict[str, list[str]]) -> dict[str, list[str]]:
+        """Go down while every folder of a split has the same single subfolder, or one of its own name, and no image."""
+        while True:
+            prefixes = [prefix for names in splits.values() for prefix in names]
+            children = {prefix: self.children(prefix) for prefix in prefixes}
+            has_one = all(len(names) == 1 and not self.listings[path].images for path, names in children.items())
+            if not has_one:
+                return splits
+            own = all(split_of(names[0]) == split_of(path.split("/")[-2]) for path, names in children.items() if path)
+            same = len({name for names in children.values() for name in names}) == 1
+            if not (same or (own and all(prefixes))):
+                return splits
+            splits = {split: [f"{path}{children[path][0]}/" for path in paths] for split, paths in splits.items()}
+
+    def _check_nested(self, splits: dict[str, list[str]]) -> None:
+        """Raise `InputError` if further splits are inside of a split; one folder alone may be named like that."""
+        for split, prefixes in splits.items():
+            nested = [path for prefix in prefixes for path in self.named_as_splits(prefix)]
+            kinds = [mentioned_splits(path.split("/")[-2]) for path in nested]
+            others = [kind for kind in kinds if kind != {split}]
+            if len(others) > 1 or (others and len(others) < len(kinds)):
+                raise InputError(
+                    f"{self.root} contains splits in several folders or beside other images: {_list(nested)}; pass the "
+                    "folder that contains the splits to --data"
+                )
+
+    def named_as_splits(self, prefix: str) -> list[str]:
+        """Return the folders with images below a split that are named as splits."""
+        below = (path for path in self.listings if path != prefix and path.startswith(prefix) and self.counts[path])
+        return [path for path in below if _is_split_name(path.split("/")[-2])]
+
+    def images(self, prefix: str, class_numbers: dict[str, int]) -> Iterator[tuple[str, int, int, int]]:
+        """Yield the path, class (or -1), size and modification time of each image of a split, parent folders first."""
+        for path, listing in self.listings.items():
+            if path.startswith(prefix):
+                name = path[len(prefix) :].partition("/")[0]
+                label = class_numbers.get(name, -1)
+                yield from ((path + image, label, size, modified) for image, size, modified in listing.images)
+
+    def outside(self, prefixes: list[str]) -> dict[str, int]:
+        """Return the number of images that are not below the prefixes, by folder."""
+        outside: Counter[str] = Counter()
+        for path, listing in self.listings.items():
+            if listing.images and not any(path.startswith(prefix) for prefix in prefixes):
+                outside[path] += len(listing.images)
+        return dict(outside)
 
 
-def contains_images(path: Path) -> bool:
-    """Return whether a folder contains a file with an image extension, at any depth."""
-    for folder, folders, files in os.walk(path):
-        if RUN_MARKER in folders and os.path.basename(folder) == RUNS:
-            return False
-        if any(_extension(name) in EXTENSIONS for name in files if not name.startswith(".")):
-            return True
-        folders[:] = [name for name in folders if not name.startswith(".")]
-    return False
+def _is_split_name(name: str) -> bool:
+    return split_of(name) is not None or (looks_like_split(name) and bool(mentioned_splits(name)))
 
 
-def _extension(name: str) -> str:
-    return os.path.splitext(name)[1].lower()
+def _parent(path: str) -> str:
+    return path[: path.rstrip("/").rfind("/") + 1]
 
 
-class _SplitWalk:
-    """Walk the folders of one split, `prefix` below `root`.
+def _labels(numbers: np.ndarray, class_names: list[str]) -> Labels:
+    """Return the labels of a split; there are none if half of the images are outside of the class folders."""
+    outside, total = int((numbers == -1).sum()), len(numbers)
+    reason = ""
+    if len(class_names) < 2 or outside == total:
+        reason = "the images are not in class folders"
+    elif 2 * outside >= total:
+        reason = f"{outside:,} of {total:,} images are outside the {len(class_names)} class folders"
+    return Labels(np.full(total, -1, np.int32), (), reason) if reason else number_rows(numbers, class_names)
 
-    `batches` yields the rows of the split's index. Once exhausted, `metadata` and `count` are complete, and `index` and
-    `ignored` have been updated with the folders, parquet files and ignored files of the split.
-    """
 
-    def __init__(
-        self,
-        root: Path,
-        prefix: str,
-        class_numbers: dict[str, int],
-        *,
-        index: FolderIndex,
-        ignored: Counter[str],
-        bar: Any,
-    ) -> None:
-        self.root, self.prefix, self.class_numbers = root, prefix, class_numbers
-        self.index, self.ignored, self.bar = index, ignored, bar
-        self.count = 0
-        self.metadata: dict[str, object] = {"classes": [], "signature": ""}
-        self.hash = hashlib.blake2b(digest_size=8)
-        self.class_sizes: Counter[int] = Counter()  # number of images per class; -1 is outside the class folders
+def _batches(paths: list[bytes], sizes: np.ndarray, labels: np.ndarray) -> Iterator[pa.RecordBatch]:
+    for start in range(0, len(paths), BATCH_ROWS):
+        rows = slice(start, start + BATCH_ROWS)
+        columns = [pa.array(paths[rows], pa.large_binary()), pa.array(sizes[rows]), pa.array(labels[rows], pa.int32())]
+        yield pa.record_batch(columns, schema=PATHS)
 
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        paths: list[bytes] = []  # file names may be arbitrary bytes
-        numbers: list[tuple[int, int, int]] = []  # size in bytes, class, modification time
-        for path, label in self._images():
-            try:
-                status = os.stat(os.path.join(self.root, path))
-            except OSError:
-                self.ignored["(broken link)"] += 1
-                continue
-            paths.append(os.fsencode(path))
-            numbers.append((status.st_size, label, status.st_mtime_ns))
-            if len(paths) == BATCH_ROWS:
-                yield self._batch(paths, numbers)
-                paths, numbers = [], []
-        if paths:
-            yield self._batch(paths, numbers)
-        num_classes, outside = len(self.class_sizes.keys() - {-1}), self.class_sizes[-1]
-        has_labels = num_classes > 1 and not outside
-        self.metadata |= {"classes": list(self.class_numbers) if has_labels else [], "signature": self.hash.hexdigest()}
-        if num_classes > 1 and outside:
-            images = "1 image is" if outside == 1 else f"{outside:,} images are"
-            self.metadata["why_no_labels"] = f"{images} outside the {num_classes} class folders"
 
-    def _batch(self, paths: list[bytes], numbers: list[tuple[int, int, int]]) -> pa.RecordBatch:
-        columns = np.array(numbers, dtype=np.int64)
-        self.hash.update(b"\n".join(paths))
-        self.hash.update(columns.tobytes())
-        self.class_sizes.update(columns[:, 1].tolist())
-        self.count += len(paths)
-        self.bar.update(len(paths))
-        sizes, labels = pa.array(columns[:, 0]), pa.array(columns[:, 1].astype(np.int32))
-        return pa.record_batch([pa.array(paths, pa.large_binary()), sizes, labels], schema=PATHS)
+def _notes(folders: Folders, splits: dict[str, list[str]], outside: dict[str, int]) -> list[str]:
+    """Return what may be wrong with the splits, in one sentence each."""
+    notes = []
+    if count := sum(outside.values()):
+        places = [f"{path or 'the folder itself'} {number:,}" for path, number in outside.items()]
+        notes.append(f"{_count(count, 'image')} {_are(count)} outside the split folders and not used: {_list(places)}")
+    empty = [name for name in folders.listings[""].folders if split_of(name) and not folders.counts[f"{name}/"]]
+    if empty:
+        notes.append(f"{_count(len(empty), 'folder')} named as a split without images: {_list(empty)}")
+    for split, prefixes in splits.items():
+        nested = [path for prefix in prefixes for path in folders.named_as_splits(prefix)]
+        others = [path for path in nested if mentioned_splits(path.split("/")[-2]) != {split}]
+        if others:
+            notes.append(f"{_count(len(others), 'folder')} in {split} named as another split: {_list(others)}")
+    return notes
 
-    def _images(self) -> Iterator[tuple[str, int]]:
-        """Yield the relative path and the class of each image, in sorted order, with parent folders first."""
-        remaining = [(self.prefix, -1)]
-        visited: set[tuple[int, int]] = set()
-        while remaining:
-            folder, label = remaining.pop()
-            try:
-                status = (self.root / folder).stat()
-                if (status.st_dev, status.st_ino) in visited:  # symlink loop
-                    continue
-                images, folders = self._list_folder(self.root / folder)
-            except OSError:
-                self.ignored["(unreadable folder)"] += 1
-                continue
-            visited.add((status.st_dev, status.st_ino))
-            self.index.folder_times.append((str(self.root / folder), status.st_mtime_ns))
-            yield from ((folder + name, label) for name in images)
-            is_top = folder == self.prefix
-            labels = [self.class_numbers.get(name, -1) if is_top else label for name in folders]
-            remaining += reversed([(f"{folder}{name}/", label) for name, label in zip(folders, labels, strict=True)])
 
-    def _list_folder(self, path: Path) -> tuple[list[str], list[str]]:
-        """Return the sorted names of the images and of the visible subfolders."""
-        images, folders, has_marker = [], [], False
-        with os.scandir(path) as entries:
-            for entry in entries:
-                has_marker |= entry.name == RUN_MARKER
-                if entry.name.startswith("."):
-                    continue
-                extension = _extension(entry.name)
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif extension in EXTENSIONS:
-                    images.append(entry.name)
-                elif extension == ".parquet":
-                    self.index.parquet_files.append(str(path / entry.name))
-                else:
-                    self.ignored[extension or "(no extension)"] += 1
-        if has_marker and path.name == RUNS and path != self.root:  # figures of runs are not training images
-            return [], []
-        return sorted(images), sorted(folders)
+def _count(number: int, noun: str) -> str:
+    plural = f"{noun[:-1]}ies" if noun.endswith("y") else f"{noun}s"
+    return f"{number:,} {noun if number == 1 else plural}"
+
+
+def _are(count: int) -> str:
+    return "is" if count == 1 else "are"
+
+
+def _list(items: list[str]) -> str:
+    return ", ".join(items[:MAX_NAMED]) + (", …" if len(items) > MAX_NAMED else "")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterator
+import os
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,19 +15,15 @@ import pyarrow.parquet as pq
 
 from jepa.config import InputError, require
 from jepa.config.sources import ParquetSource, PathsSource, SampleSource
-from jepa.data.index import ENCODED, SplitIndex, read_index, write_index
-from jepa.data.sources.base import (
-    LABEL_COLUMNS,
-    SPLIT_NAMES,
-    Source,
-    check_class_numbers,
-    complete_class_names,
-    file_signature,
-    open_index,
-)
+from jepa.data.index import ENCODED, SplitIndex, write_index
+from jepa.data.labels import Labels, class_texts, encode_labels, label_metadata
+from jepa.data.sources.base import Source, cached_splits, file_signature, open_index, require_files
+from jepa.data.sources.columns import find_image_column, find_label_column, split_columns, split_rows
+from jepa.data.sources.parquet_names import splits_of_files
 from jepa.data.sources.paths import Paths
+from jepa.data.sources.table_file import file_path
 
-__all__ = ["SAMPLE", "Parquet", "Sample", "image_column", "open_parquet"]
+__all__ = ["SAMPLE", "Parquet", "Sample", "contains_images"]
 
 BATCH_ROWS = 1000  # number of rows per Arrow batch, which must stay below 2 GB
 SAMPLE = Path(__file__).parent.parent / "sample"
@@ -45,33 +41,28 @@ class Parquet(Source):
     def paths(self) -> Paths | None:
         """The table of paths, if the source is a single such table."""
         files = self.config.files
-        if len(files) > 1 or image_column(open_parquet(files[0]).schema_arrow) is not None:
+        if len(files) > 1 or find_image_column(read_schema(files[0]), files[0]) is not None:
             return None
         return Paths(PathsSource(files[0]), self.name, self.cache)
 
-    @cached_property
-    def files(self) -> dict[str, list[Path]]:
-        """The files of each split."""
-        files: dict[str, list[Path]] = {}
-        for file in self.config.files:
-            files.setdefault(split_of(file), []).append(file)
-        return files
-
     def splits(self) -> list[str]:
-        """Return the splits, taken from the file names or the `split` column."""
-        return list(self.files) if self.paths is None else self.paths.splits()
+        """Return the splits, taken from the file names or the `split` column; the indexes are rebuilt if necessary."""
+        if self.paths is not None:
+            return self.paths.splits()
+        files = list(self.config.files)
+        return cached_splits(self.cache, file_signature(files), lambda: self._write_indexes())
 
     def open(self, split: str) -> SplitIndex:
-        """Open the index of a split, rebuilding it if the files have changed."""
+        """Open the index of a split."""
         if self.paths is not None:
             return self.paths.open(split)
-        files = self.files[split]
-        path = self.cache / f"{split}.arrow"
-        index = read_index(path, Path())
-        if index is None or index.metadata["signature"] != file_signature(files):
-            write_images(files, f"{self.name} ({split})", path)
-            index = open_index(self.cache, split, Path())
+        self.splits()  # writes the indexes if necessary
+        index = open_index(self.cache, split, Path())
+        require_files(index, self.name, "their parquet file")
         return index
+
+    def _write_indexes(self) -> list[str]:
+        return write_indexes(self.config.files, self.config.root, self.name, self.cache)
 
 
 class Sample(Parquet):
@@ -79,12 +70,6 @@ class Sample(Parquet):
 
     def __init__(self, config: SampleSource, name: str, cache: Path) -> None:
         super().__init__(ParquetSource(tuple(sorted(SAMPLE.glob("*.parquet")))), name, cache)
-
-
-def split_of(file: Path) -> str:
-    """Return the split in the name of a file or its folder, as in train-00000-of-00003.parquet or test/0.parquet."""
-    match = re.search(r"(?<![a-z])(train|test|validation|valid|val)(?![a-z])", file.stem.lower())
-    return SPLIT_NAMES.get(match.group(1) if match else file.parent.name.lower(), "train")
 
 
 def open_parquet(file: Path) -> pq.ParquetFile:
@@ -96,80 +81,170 @@ def open_parquet(file: Path) -> pq.ParquetFile:
         raise InputError(f"{file} cannot be read as parquet: {reason}") from error
 
 
-def image_column(schema: pa.Schema) -> str | None:
-    """Return the name of the image column: a struct (bytes, path) as on the Hub, or bytes named `image` or `img`.
+def read_schema(file: Path) -> pa.Schema:
+    """Return the columns of a parquet file. Raises `InputError` if it is damaged or not a parquet file."""
+    with open_parquet(file) as opened:
+        return opened.schema_arrow
 
-    Returns None if there is no such column.
+
+def contains_images(file: Path) -> bool | None:
+    """Return whether a parquet file contains images, or None if it is damaged."""
+    try:
+        schema = read_schema(file)
+    except InputError:
+        return None
+    try:
+        return find_image_column(schema, file) is not None
+    except InputError:  # several columns; the error is raised when the file is opened
+        return True
+
+
+def write_indexes(files: Sequence[Path], root: Path | None, name: str, cache: Path) -> list[str]:
+    """Copy the images and labels of parquet files to one index for each split, and return the splits.
+
+    `root` is the folder in which the files were found, if they were not chosen one by one. Raises `InputError` if a
+    file cannot be read, or if its columns are invalid.
     """
-    for field in schema:
-        is_struct = pa.types.is_struct(field.type) and field.type.get_field_index("bytes") >= 0
-        is_bytes = pa.types.is_binary(field.type) or pa.types.is_large_binary(field.type)
-        if is_struct or (field.name in ("image", "img") and is_bytes):
-            return str(field.name)
-    return None
-
-
-def write_images(files: list[Path], name: str, path: Path) -> None:
-    """Copy the images and labels of a split from parquet files to an index; `name` is used in error messages."""
-    schema = open_parquet(files[0]).schema_arrow
-    image = image_column(schema)
-    if image is None:
-        raise InputError(
-            f"{files[0]} has neither an image column (a struct of bytes and path) nor a path column; its columns are "
-            f"{', '.join(schema.names)}"
-        )
-    label = next((column for column in LABEL_COLUMNS if column in schema.names), None)
-    if label is not None:
-        _require_integers(pa.types.is_integer(schema.field(label).type), label, name)
-    metadata: dict[str, Any] = {"classes": [], "signature": file_signature(files)}
-
-    def batches() -> Iterator[pa.RecordBatch]:
-        count, lowest, highest = 0, 0, -1
-        for batch in _read_columns(files, schema, [image] if label is None else [image, label]):
-            labels = _labels(batch[label], label, name) if label is not None else np.full(len(batch), -1)
-            lowest, highest = min(lowest, int(labels.min())), max(highest, int(labels.max()))
-            count += len(batch)
-            yield pa.record_batch([_as_struct(batch[image]), labels.astype(np.int32)], schema=ENCODED)
-        require(count > 0, f"{name} contains no images; use files that contain at least one")
-        if label is not None and lowest >= 0:  # hidden test labels are -1 on the Hub
-            metadata["classes"] = list(complete_class_names(_class_names(schema, label), highest))
-
-    write_index(path, ENCODED, batches(), metadata)
-
-
-def _read_columns(files: list[Path], schema: pa.Schema, columns: list[str]) -> Iterator[pa.RecordBatch]:
-    """Yield the rows of all files. Raises `InputError` if their schemas differ."""
+    splits_by_file = splits_of_files(files, root)
+    schemas = {file: read_schema(file) for file in files}
     for file in files:
-        opened = open_parquet(file)
-        if not opened.schema_arrow.equals(schema):
-            raise InputError(f"the columns of {file} differ from those of {files[0]}; give files of one dataset")
-        yield from opened.iter_batches(BATCH_ROWS, columns=columns)
+        first = next(other for other in files if splits_by_file[other] == splits_by_file[file])
+        if set(schemas[file].names) != set(schemas[first].names):
+            raise InputError(f"the columns of {file} differ from those of {first}; give files of one dataset")
+    counts = {file: _count_rows(file) for file in files}
+    require(sum(counts.values()) > 0, f"{name} contains no images; use files that contain at least one")
+    splits = np.concatenate([_row_splits(file, counts[file], splits_by_file[file], schemas[file]) for file in files])
+    labels = _labels(schemas, counts, name)
+    found = sorted(set(splits.tolist()))
+    for split in found:
+        rows = splits == split
+        chosen = labels.select(np.flatnonzero(rows))
+        batches = _batches(schemas, rows, chosen.numbers)
+        write_index(cache / f"{split}.arrow", ENCODED, batches, {**label_metadata(chosen), "signature": ""})
+    return found
 
 
-def _labels(column: pa.Array, name: str, source: str) -> np.ndarray:
-    _require_integers(not column.null_count, name, source)
-    labels: np.ndarray = column.to_numpy(zero_copy_only=False)
-    check_class_numbers(int(labels.max()), name, source)
-    return labels
+def _count_rows(file: Path) -> int:
+    with open_parquet(file) as opened:
+        return int(opened.metadata.num_rows)
 
 
-def _require_integers(condition: bool, column: str, source: str) -> None:
-    require(condition, f"the column '{column}' of {source} must contain an integer class in every row")
+def _row_splits(file: Path, count: int, named: str | None, schema: pa.Schema) -> np.ndarray:
+    """Return the split of each row, from the file name or a column. Raises `InputError` if they disagree."""
+    columns = split_columns(schema)
+    label, _ = find_label_column(schema.names, file)
+    rows = split_rows(_read(file, columns), file, (label,)) if columns else None
+    if rows is None:
+        return np.full(count, named or "train", dtype=object)
+    require(
+        named is None or set(rows) <= {named},
+        f"the name of {file} says {named}, but its column of splits has {', '.join(sorted(set(rows)))}; rename the "
+        "file or remove the column",
+    )
+    return rows
 
 
-def _as_struct(images: pa.Array) -> pa.Array:
-    """Convert an image column to structs (bytes, path)."""
+def _read(file: Path, columns: list[str]) -> pa.Table:
+    try:
+        return pq.read_table(file, columns=columns, partitioning=None)
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def _labels(schemas: dict[Path, pa.Schema], counts: dict[Path, int], name: str) -> Labels:
+    """Return the labels of all rows; the classes of each file have the names in its metadata."""
+    declared = {file: _class_names(schema) for file, schema in schemas.items()}
+    columns: dict[Path, tuple[str | None, str]] = {}
+    for file, schema in schemas.items():
+        columns[file] = find_label_column(schema.names, name, tuple(declared[file]))
+    used = [column for column, _ in columns.values() if column is not None]
+    if not used:
+        count = sum(counts.values())
+        return Labels(np.full(count, -1, np.int32), (), next(reason for _, reason in columns.values()))
+    name_lists = list(dict.fromkeys(names[used[0]] for names in declared.values() if used[0] in names))
+    parts = []
+    for file, (column, _) in columns.items():
+        if column is None:
+            parts.append(pa.chunked_array([pa.nulls(counts[file], pa.large_string())]))
+            continue
+        values = _read(file, [column])[column]
+        names = declared[file].get(column, name_lists[0] if len(name_lists) == 1 else ())
+        parts.append(class_texts(values, names) if names and _is_number(values.type) else values)
+    if len({part.type for part in parts}) > 1:
+        parts = [part.cast(pa.large_string()) if not pa.types.is_nested(part.type) else part for part in parts]
+    if len({part.type for part in parts}) > 1:
+        raise InputError(f"the columns '{used[0]}' of {name} differ in type; give files of one dataset")
+    chunks = [chunk for part in parts for chunk in part.chunks]
+    order = list(dict.fromkeys(text for names in name_lists for text in names))
+    return encode_labels(pa.chunked_array(chunks, parts[0].type), used[0], order)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_integer(kind) or pa.types.is_floating(kind))
+
+
+def _class_names(schema: pa.Schema) -> dict[str, tuple[str, ...]]:
+    """Return the class names of each column of type `ClassLabel` in the Hub metadata, which may be missing."""
+    try:
+        metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
+        features = metadata.get("info", {}).get("features", {})
+        found = {column: feature.get("names") for column, feature in features.items() if isinstance(feature, dict)}
+    except (ValueError, AttributeError):  # damaged metadata
+        return {}
+    return {column: tuple(map(str, names)) for column, names in found.items() if names and column in schema.names}
+
+
+def _batches(schemas: dict[Path, pa.Schema], rows: np.ndarray, labels: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """Yield the images of the rows (N,) bool of all files, with their labels."""
+    row = written = 0
+    for file, schema in schemas.items():
+        image = find_image_column(schema, file)
+        if image is None:
+            raise InputError(
+                f"{file} has no image column (a struct of bytes and path), and a table of paths must be one file; its "
+                f"columns are {', '.join(schema.names)}"
+            )
+        if not rows[row : row + _count_rows(file)].any():
+            row += _count_rows(file)
+            continue
+        for batch in _iterate(file, image):
+            chosen = rows[row : row + len(batch)]
+            row += len(batch)
+            images = _as_struct(batch.column(0), file)
+            images = images if chosen.all() else images.filter(pa.array(chosen))
+            numbers = pa.array(labels[written : written + len(images)], pa.int32())
+            written += len(images)
+            yield pa.record_batch([images, numbers], schema=ENCODED)
+
+
+def _iterate(file: Path, column: str) -> Iterator[pa.RecordBatch]:
+    """Yield the batches of one column. Raises `InputError` if the file is damaged."""
+    try:
+        with open_parquet(file) as opened:
+            yield from opened.iter_batches(BATCH_ROWS, columns=[column])
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"{file} cannot be read as parquet: {str(error).splitlines()[0]}") from error
+
+
+def _as_struct(images: pa.Array, file: Path) -> pa.Array:
+    """Convert an image column to structs (bytes, path). Paths of images on disk are relative to the parquet file."""
     path = pa.nulls(len(images), pa.large_string())
     if pa.types.is_struct(images.type):
-        has_path = images.type.get_field_index("path") >= 0
-        content, path = images.field("bytes"), images.field("path") if has_path else path
+        fields = {field.name: array for field, array in zip(images.type, images.flatten(), strict=True)}
+        content, path = fields["bytes"], fields.get("path", path)  # null where the row is null
     else:
         content = images
+    if content.null_count:
+        path = pa.array(_absolute(content, path, file), pa.large_string())
     columns = [content.cast(pa.large_binary()), path.cast(pa.large_string())]
     return pa.StructArray.from_arrays(columns, ["bytes", "path"])
 
 
-def _class_names(schema: pa.Schema, label: str) -> list[str]:
-    """Return the class names in the Hub metadata, which may be incomplete or missing."""
-    metadata = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))
-    return metadata.get("info", {}).get("features", {}).get(label, {}).get("names") or []
+def _absolute(content: pa.Array, path: pa.Array, file: Path) -> list[Any]:
+    """Return the paths, absolute where there is no content."""
+    folder = os.fsencode(file.parent.absolute())
+    texts: list[Any] = path.to_pylist()
+    for row, missing in enumerate(content.is_null().to_pylist()):
+        if missing and texts[row] is not None:
+            texts[row] = os.fsdecode(os.path.join(folder, file_path(os.fsencode(texts[row]), folder)))  # noqa: PTH118
+    return texts

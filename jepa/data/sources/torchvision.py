@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,11 +10,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from jepa.config import InputError
 from jepa.config.sources import TORCHVISION, TorchvisionSource
 from jepa.data.index import ENCODED, PATHS, SplitIndex, write_index
-from jepa.data.sources.base import Source, cached_splits, open_index
+from jepa.data.labels import label_metadata, number_rows, unnamed
+from jepa.data.sources.base import INDEX_VERSION, Source, cached_splits, open_index
 from jepa.torchvision_guard import guard
 
 __all__ = ["Torchvision"]
@@ -33,12 +36,21 @@ class Torchvision(Source):
     def splits(self) -> list[str]:
         """Return the splits of the dataset, downloading it if it is missing."""
         name = self.config.name
-        return cached_splits(self.cache, name, lambda: write_indexes(name, self.cache))
+        return cached_splits(self.cache, f"{name} {INDEX_VERSION}", lambda: write_indexes(name, self.cache))
 
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split."""
         self.splits()  # writes the indexes if necessary
-        return open_index(self.cache, split, Path())
+        index = open_index(self.cache, split, Path())
+        if index.labels is None:
+            return index
+        labels = number_rows(index.labels.numpy(), index.classes)
+        return dataclasses.replace(
+            index,
+            labels=torch.from_numpy(labels.numbers.astype(np.int64)) if labels.classes else None,
+            classes=labels.classes,
+            metadata=index.metadata | label_metadata(labels),
+        )
 
 
 def write_indexes(name: str, cache: Path) -> list[str]:
@@ -60,7 +72,7 @@ def write_indexes(name: str, cache: Path) -> list[str]:
         dataset = _load(name, build)
         schema, batches = (ENCODED, _encoded(dataset)) if in_memory else (PATHS, _paths(dataset))
         metadata = {"classes": _class_names(dataset, class_name), "signature": name}
-        write_index(cache / f"{split}.arrow", schema, batches, metadata)
+        write_index(cache / f"{split}.arrow", schema, _with_class_names(batches, metadata), metadata)
     return list(splits)
 
 
@@ -80,12 +92,18 @@ def _load(name: str, build: Callable[..., Any]) -> Any:
 
 
 def _class_names(dataset: Any, class_name: str) -> list[str]:
-    """Return the class names, or an empty list if some images are unlabeled."""
+    """Return the names of the classes by number, or an empty list if they have none."""
     if class_name == "SVHN":
         return [str(digit) for digit in range(10)]
-    if class_name == "STL10" and min(int(label) for label in dataset.labels) < 0:
-        return []
     return [name if isinstance(name, str) else name[0] for name in getattr(dataset, "classes", [])]
+
+
+def _with_class_names(batches: Iterator[pa.RecordBatch], metadata: dict[str, Any]) -> Iterator[pa.RecordBatch]:
+    """Yield the batches, and complete the class names by the numbers of those without a name."""
+    for batch in batches:
+        highest = batch["label"].to_numpy().max(initial=-1)
+        metadata["classes"] += [unnamed(i, metadata["classes"]) for i in range(len(metadata["classes"]), highest + 1)]
+        yield batch
 
 
 def _encoded(dataset: Any) -> Iterator[pa.RecordBatch]:
