@@ -227,6 +227,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     if omitted := _omitted(run, scores, full):
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
+    if notes := dict.fromkeys(note for dataset in datasets for note in dataset.notes):
+        result["notes"] = list(notes)
     unreadable = [
         f"{dataset.files.name(index)}: {reason}"
         for dataset in datasets
@@ -262,9 +264,13 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
 
 def _missing_labels(train: Subset, test: Subset) -> str:
     """Return which labels are needed but missing."""
-    unlabeled = {subset.dataset.name: None for subset in (train, test) if subset.labels is None}
+    unlabeled = {subset.dataset.name: subset.dataset for subset in (train, test) if subset.labels is None}
     if unlabeled:
-        return f"labels, but {' and '.join(unlabeled)} {'has' if len(unlabeled) == 1 else 'have'} none"
+        names = [
+            f"{name} (because {dataset.why_no_labels})" if dataset.why_no_labels else name
+            for name, dataset in unlabeled.items()
+        ]
+        return f"labels, but {' and '.join(names)} {'has' if len(unlabeled) == 1 else 'have'} none"
     if test.labels is not None and int(test.labels.max()) < 0:
         return "labeled test images, but there are none"
     return f"labels of at least two classes, but {train.dataset.name} has only one"

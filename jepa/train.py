@@ -94,6 +94,8 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         logger = TrainingLogger(config, run, objective, step, seconds)
         with closing(logger), distributed.wrapped(compiled) as model:
             logger.start(f"{len(data.indices):,} images of {dataset.name}", f"{device} {precision}")
+            for note in dataset.notes:
+                logger.say(f"note: {note}")
             max_broken = config.data.max_broken / distributed.world_size()
             broken_files = BrokenFileLog(run.path / "broken.txt", dataset, max_broken, logger.say)
             if step == 0 and config.eval_every:

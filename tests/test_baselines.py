@@ -66,7 +66,9 @@ def test_random_labels_score_at_chance_in_every_row(classes, size, has_test_spli
             labels = generator.integers(0, classes, count).tolist()
             write_parquet(tmp_path / "random" / f"{split}.parquet", toy_images(count, seed=size)[0], labels, names)
     optim = OptimConfig(lr=3e-3, warmup=5)
-    config = override(tiny, data__source=str(tmp_path / "random"), steps=200, save_every=200, batch_size=32, optim=optim)
+    config = override(
+        tiny, data__source=str(tmp_path / "random"), steps=200, save_every=200, batch_size=32, optim=optim
+    )
     config = override(config, data__holdout=0.02, objective__crop=CropConfig(kind="full"))
     result = evaluate_run(EvaluationRun.open(train(config, tmp_path / "run").path), full=True)
     supervised = Run(next((tmp_path / "run" / "baselines").glob("supervised-*")))

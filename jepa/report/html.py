@@ -175,6 +175,7 @@ def heading(run: EvaluationRun, result: dict[str, Any]) -> str:
     lines.append(f'<p class="verdict">{escape(verdict(result))}</p>')
     if "left_out" in result:
         lines.append(f'<p class="missing">Omitted: {escape(result["left_out"])}.</p>')
+    lines += [f'<p class="missing">Note: {escape(note)}.</p>' for note in result.get("notes", ())]
     if unreadable := result.get("unreadable"):
         example = f"{len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)}, for example {unreadable[0]}"
         lines.append(f'<p class="missing">Skipped: {escape(example)}.</p>')

@@ -138,7 +138,7 @@ def draw_points(axes: Axes, projection: Projection) -> list[int]:
     colored: list[int] = []
     if projection.labels is not None:
         labels = projection.labels.numpy()
-        frequent = np.bincount(labels).argsort(kind="stable")[::-1][: len(CLASS_COLORS)]
+        frequent = np.bincount(labels[labels >= 0]).argsort(kind="stable")[::-1][: len(CLASS_COLORS)]
         colored = [label for label in sorted(frequent.tolist()) if (labels == label).any()]
         for label, color in zip(colored, CLASS_COLORS, strict=False):
             colors[labels == label] = color

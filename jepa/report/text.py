@@ -74,6 +74,7 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
         ]
     if "left_out" in result:
         lines.append(f"Omitted: {result['left_out']}.")
+    lines += [f"Note: {note}." for note in result.get("notes", ())]
     if unreadable := result.get("unreadable"):
         lines.append(
             f"Skipped: {len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)} (listed in evaluation.json), "
