@@ -9,11 +9,12 @@ import warnings
 from contextlib import nullcontext, suppress
 
 import numpy as np
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, ImageFile
 
+from jepa.data.bit_depth import Unreadable
 from jepa.data.color_profile import to_srgb
 from jepa.data.repair import end_jpeg, lacks_end, without_metadata
-from jepa.data.samples import Unreadable, codec_of, load_eight_bits
+from jepa.data.samples import codec_of, load_eight_bits
 from jepa.files import printable
 
 __all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode"]
@@ -51,7 +52,7 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
 
     Images are rotated by their EXIF orientation, transparent images are composited onto white, color profiles are
     applied, and only the first frame of an animation is decoded. Images of more than 8 bits are converted by
-    `load_eight_bits`. JPEGs are decoded at the smallest scale of 1, 1/2, 1/4 and 1/8 that covers the canvas. Damage
+    `to_eight_bits`. JPEGs are decoded at the smallest scale of 1, 1/2, 1/4 and 1/8 that covers the canvas. Damage
     outside of the pixels is ignored. Raises `Unreadable` if the file cannot be decoded.
     """
     if not file:
@@ -73,22 +74,22 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
 
 
 def _decode_damaged(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
-    """Decode an image file; if this fails, try again without its metadata and with an end marker."""
+    """Decode an image file; if this fails, try again without its metadata."""
     try:
-        if lacks_end(file):
-            return _decode_without_end(file, canvas)
-        return _decode(file, canvas)
+        return _decode_to_end(file, canvas)
     except (Image.DecompressionBombError, Unreadable):
         raise
     except Exception:
         for repaired in without_metadata(file):
             with suppress(Exception):
-                return _decode(repaired, canvas)
+                return _decode_to_end(repaired, canvas)
         raise
 
 
-def _decode_without_end(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
-    """Decode a JPEG without an end marker. Raises `Unreadable` if rows are missing."""
+def _decode_to_end(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Decode an image file, or a JPEG without its end marker. Raises `Unreadable` if it lacks rows, too."""
+    if not lacks_end(file):
+        return _decode(file, canvas)
     first, second = (_decode(version, canvas) for version in end_jpeg(file))
     if first.tobytes() != second.tobytes():
         raise Unreadable("the image file is truncated")
@@ -96,7 +97,7 @@ def _decode_without_end(file: bytes, canvas: tuple[int, int] | None) -> Image.Im
 
 
 def _decode(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
-    """Decode a sound image file, cropped and resized to the canvas, in any Pillow mode of 8 bits that has no alpha."""
+    """Decode an image file, cropped and resized to the canvas, in any Pillow mode of 8 bits without alpha."""
     with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
         if canvas is not None:
             opened.draft(None, min_draft_size(opened.size, canvas))
@@ -107,18 +108,23 @@ def _decode(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
                 "reduce its size or bit depth"
             )
         with _one_large_image if nbytes > LARGE_IMAGE_BYTES else nullcontext():
-            image = load_eight_bits(opened, file)
-            profile = opened.info.get("icc_profile")
-            image = _in_plain_mode(_upright(image, _orientation(opened)))
-            if canvas is not None:
-                image = fit_canvas(image, canvas)
-            return to_srgb(remove_transparency(image), profile)
+            return _load(opened, file, canvas)
+
+
+def _load(opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Load an opened image: upright, cropped and resized to the canvas, without alpha, in sRGB or CMYK."""
+    image = load_eight_bits(opened, file)
+    profile = opened.info.get("icc_profile")
+    image = _in_plain_mode(_upright(image, _orientation(opened)))
+    if canvas is not None:
+        image = fit_canvas(image, canvas)
+    return to_srgb(remove_transparency(image), profile)
 
 
 def decoded_bytes(image: Image.Image) -> int:
     """Return the size of an opened image in memory in bytes, at the depth of the file."""
     depth = {"I;16": 2, "I;16B": 2, "I": 4, "F": 4}.get(image.mode, 1)
-    if str(codec_of(image)[1]).endswith(";16B"):
+    if codec_of(image)[1] in ("RGB;16B", "RGBA;16B"):  # PNG
         depth = 2
     bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(TIFF_BITS, ())
     return image.width * image.height * max(depth * len(image.getbands()), sum(bits) // 8)
