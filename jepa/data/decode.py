@@ -58,7 +58,9 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
     if not file:
         raise Unreadable("the file is empty")
     try:
-        image = _decode_damaged(file, canvas).convert("L" if channels == 1 else "RGB")
+        image = _decode_damaged(file, canvas)
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # which would copy it
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise Unreadable(f"it has more than {limit:.0f} megapixels, the decoder's limit") from error
