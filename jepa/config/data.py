@@ -38,7 +38,7 @@ class DataConfig:
     on the CPU, where decoding and training alternate."""
     max_broken: float = 0.01
     """Stop if more than this fraction of the images is unreadable, and more than ten (or a quarter of fewer than 40
-    images); otherwise, unreadable images are skipped and listed in the run folder. 0 stops at the first one."""
+    images); otherwise, unreadable images are skipped and listed in the run folder. 0 allows one."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -35,6 +35,7 @@ ENCODED = pa.schema(
     [("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])), ("label", pa.int32())]
 )
 """Columns of an index of encoded images: file content with the original path, and class or -1."""
+IMAGES_OR_PATHS = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_binary())])  # of an index in memory
 
 
 @dataclass
@@ -54,21 +55,28 @@ class EncodedImages:
         Raises `Unreadable` if the file is missing, access is denied, it is not a regular file or too large, or the row
         contains no image.
         """
-        value = self.column[index].as_py()
-        if isinstance(value, dict):
-            if value["bytes"] is not None:
-                return bytes(value["bytes"])
-            if value["path"] is None:
-                raise Unreadable("the row contains no image")
-        path = os.fsdecode(value) if isinstance(value, bytes) else value["path"]
-        return read_file(self.root / path)
+        value = self.column[index]
+        if pa.types.is_struct(value.type) and value["bytes"].is_valid:
+            return bytes(value["bytes"].as_py())
+        path = _path(value)
+        if path is None:
+            raise Unreadable("the row contains no image")
+        return read_file(self.root / os.fsdecode(path))
 
     def name(self, index: int) -> str:
         """Return a printable name for messages: the path, or the row number if the index contains the image itself."""
         value = self.column[index]
+        path = printable((_path(value) or b"").decode("utf-8", "backslashreplace"))
         if not pa.types.is_struct(value.type):
-            return printable(os.fsencode(value.as_py()).decode("utf-8", "backslashreplace"))
-        return f"row {index}" + (f" ({printable(path)})" if (path := value["path"].as_py()) else "")
+            return path
+        return f"row {index}" + (f" ({path})" if path else "")
+
+
+def _path(value: pa.Scalar) -> bytes | None:
+    """Return the path in a row of an index, which need not be valid UTF-8, or None."""
+    path = value["path"] if pa.types.is_struct(value.type) else value
+    content: bytes | None = path.cast(pa.large_binary()).as_py()
+    return content
 
 
 @dataclass
@@ -90,15 +98,15 @@ class SplitIndex:
         """Build an in-memory index from encoded images or their paths; labels start at 0."""
         if labels is not None and len(labels) != len(files):
             raise InputError(f"there must be one label per image, got {len(labels)} labels for {len(files)} images")
-        content = [{"bytes": None, "path": str(file)} if isinstance(file, Path) else {"bytes": file} for file in files]
-        column = pa.chunked_array([pa.array(content, ENCODED.field("image").type)])
+        content = [{"path": os.fsencode(file)} if isinstance(file, Path) else {"bytes": file} for file in files]
+        column = pa.chunked_array([pa.array(content, IMAGES_OR_PATHS)])
         digest = hashlib.blake2b(repr(labels).encode(), digest_size=8)
         nbytes = 0
         for file in files:
             if isinstance(file, Path):
                 status = file.stat()
                 nbytes += status.st_size
-                digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}".encode())
+                digest.update(os.fsencode(file) + f":{status.st_size}:{status.st_mtime_ns}".encode())
             else:
                 nbytes += len(file)
                 digest.update(file)

@@ -65,10 +65,10 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
 def max_unreadable(count: int, fraction: float) -> int:
     """Return how many of `count` images may be unreadable: the fraction, or a few images of a small dataset.
 
-    A few are ten, or a quarter of fewer than 40 images. If the fraction is 0, no image may be unreadable.
+    A few are ten, or a quarter of fewer than 40 images. If the fraction is 0, one image may be unreadable.
     """
     few = min(MAX_UNREADABLE_OF_FEW, max(1, count // 4))
-    return max(int(fraction * count), few) if fraction > 0 else 0
+    return max(int(fraction * count), few) if fraction > 0 else 1
 
 
 class BrokenFileLog:
