@@ -15,7 +15,7 @@ from PIL import Image
 
 from jepa.config import DataConfig, InputError
 from jepa.data import BrokenFileLog, EncodedImages, open_dataset
-from jepa.data.decode import Unreadable, decode
+from jepa.data.decode import Unreadable, decode, read_header
 from jepa.data.loader import max_unreadable
 from jepa.train import train
 from tests.conftest import tiny_config
@@ -65,6 +65,7 @@ def test_metadata_of_a_png_is_no_reason_to_lose_it():
         (b"pHYs", b"short"),
     ):
         part = chunk(kind, content)
+        assert read_header(file[:SIGNATURE] + part + file[SIGNATURE:]) == ((48, 40), "RGB", "PNG")
         for damaged in (part, part[:-1] + b"?"):  # with a checksum, and without
             assert np.array_equal(decode(file[:SIGNATURE] + damaged + file[SIGNATURE:], 3), pixels), kind
         assert np.array_equal(decode(file[:-12] + part + file[-12:], 3), pixels), kind

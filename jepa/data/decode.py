@@ -17,7 +17,7 @@ from jepa.data.repair import end_jpeg, lacks_end, without_metadata
 from jepa.data.samples import codec_of, load_eight_bits
 from jepa.files import printable
 
-__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode"]
+__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode", "read_header"]
 
 Image.init()
 warnings.filterwarnings("ignore", module="PIL")  # warnings about damaged metadata and large images
@@ -44,6 +44,7 @@ TRANSPOSITIONS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _one_large_image = threading.Lock()
 
 
@@ -121,6 +122,15 @@ def _load(opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | No
     if canvas is not None:
         image = fit_canvas(image, canvas)
     return to_srgb(remove_transparency(image), profile)
+
+
+def read_header(file: bytes) -> tuple[tuple[int, int], str, str]:
+    """Return the width and height after EXIF rotation, the Pillow mode and the format of an image that decodes."""
+    for version in (file, *without_metadata(file)):
+        with suppress(Exception), Image.open(io.BytesIO(version), formats=FORMATS) as image:
+            turned = image.format != "TIFF" and _orientation(image) in QUARTER_TURNS  # Pillow swaps the size of TIFFs
+            return (image.size[::-1] if turned else image.size), image.mode, image.format or ""
+    return (0, 0), "", ""
 
 
 def decoded_bytes(image: Image.Image) -> int:

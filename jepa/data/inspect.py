@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -12,13 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 
 from jepa.config import InputError, require
 from jepa.config.auto import DataSummary
 from jepa.data.contact_sheet import contact_sheet
 from jepa.data.dataset import cores, progress
-from jepa.data.decode import FORMATS, Unreadable, decode
+from jepa.data.decode import Unreadable, decode, read_header
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
 from jepa.data.sources.base import CACHE, open_source, require_training_split
 from jepa.distributed import pick_device
@@ -26,7 +24,6 @@ from jepa.distributed import pick_device
 __all__ = ["ImageInfo", "InspectionResult", "inspect_images", "inspect_source", "summarize_source"]
 
 GRAY_TOLERANCE = 6  # maximum difference between channels of a grayscale image, e.g. after JPEG compression
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ASPECT_TOLERANCE = 0.02  # relative difference within which aspect ratios count as equal
 DECODED_SIZE = 112  # side of the decoded squares in pixels
 MAX_INSPECTED_IMAGES = 2000  # maximum number of images inspected by `jepa data` without --all
@@ -125,11 +122,7 @@ def _inspect_image(files: EncodedImages, index: int) -> ImageInfo:
         digest = hashlib.blake2b(file, digest_size=16).digest()
         pixels = decode(file, 3, (DECODED_SIZE, DECODED_SIZE))
         gray = int(np.ptp(pixels.astype(np.int16), axis=0).max()) <= GRAY_TOLERANCE
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            size, mode, file_format = image.size, image.mode, image.format or ""
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-            if file_format != "TIFF" and orientation in QUARTER_TURNS:  # Pillow already swaps the size of TIFFs
-                size = size[::-1]
+        size, mode, file_format = read_header(file)
     except Unreadable as reason:
         digest = digest or str(index).encode()  # an unreadable file is not a duplicate of any other
         return ImageInfo(index, size, mode, file_format, digest, reason=str(reason))
