@@ -10,6 +10,8 @@ import pytest
 import tifffile
 from PIL import Image, ImageCms
 
+from jepa.config import DataConfig
+from jepa.data import open_dataset
 from jepa.data.dataset import DECODER_VERSION
 from jepa.data.decode import MAX_DECODED_BYTES, Unreadable, decode
 from tests.zoo import chunk, photo
@@ -241,3 +243,16 @@ def test_the_decoder_version_is_bumped_when_pixels_change():
     assert DECODED.get(DECODER_VERSION) == seen, (
         f"the pixels have changed: bump DECODER_VERSION, which invalidates caches, and add {seen!r} to DECODED"
     )
+
+
+def test_another_decoder_starts_a_new_cache(tmp_path, cache, monkeypatch):
+    photo(16, 16).save(tmp_path / "a.png")
+    config = DataConfig(source=str(tmp_path), image_size=16)
+    open_dataset(config, cache=cache)
+    (before,) = cache.rglob("*.pixels")
+    open_dataset(config, cache=cache)
+    assert list(cache.rglob("*.pixels")) == [before]
+    monkeypatch.setattr("jepa.data.dataset.DECODER", "another")
+    open_dataset(config, cache=cache)
+    (after,) = cache.rglob("*.pixels")
+    assert after != before

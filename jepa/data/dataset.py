@@ -24,9 +24,10 @@ from jepa.data.pixel_cache import PixelCache
 from jepa.data.sources.base import open_source, require_training_split
 from jepa.files import printable
 
-__all__ = ["DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
+__all__ = ["DECODER", "DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
 
 DECODER_VERSION = 2  # bump when the pixels returned by `decode` change, to invalidate caches
+DECODER = f"{DECODER_VERSION}-{PIL.__version__}"  # changes when pixels may change
 EAGER_DECODE_BYTES = 300e6  # encoded splits up to this size are decoded before training, which takes seconds
 SHAPE_IMAGES = 32  # number of images decoded to find the common shape
 MAX_THREADS = 16  # maximum number of decoding threads
@@ -71,7 +72,7 @@ class ImageDataset:
     shape: tuple[int, int, int]  # C, H, W of every image
     canvas: tuple[int, int] | None = None  # height and width to crop to; None if all images have the same size
     cache: PixelCache | None = None
-    signature: str = ""  # changes when files are added, removed or modified, or decoded differently
+    signature: str = ""  # changes when files are added, removed or modified
     unreadable: dict[int, str] = field(default_factory=dict)  # maps indices to reasons, for the images read so far
 
     def __len__(self) -> int:
@@ -155,7 +156,7 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
         classes=index.classes,
         shape=shape,
         canvas=canvas,
-        signature=f"{index.metadata['signature']}-{DECODER_VERSION}-{PIL.__version__}",
+        signature=index.metadata["signature"],
     )
     if dataset.nbytes <= config.cache_gb * 1e9:
         dataset.cache = _open_cache(dataset, split, cache)
@@ -169,7 +170,7 @@ def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
     """Open the cache of a dataset, and delete stale ones of the same split."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
-    path = folder / f"{prefix}-{dataset.signature}.pixels"
+    path = folder / f"{prefix}-{dataset.signature}-{DECODER}.pixels"
     for old in folder.glob(f"{prefix}-*.pixels"):
         if old != path:
             old.unlink(missing_ok=True)
