@@ -52,6 +52,17 @@ def test_a_jpeg_needs_all_rows_but_no_end_marker(image, options):
                 decode(file[:-cut] + end, 3)
 
 
+@pytest.mark.parametrize("options", [{}, {"no_jp2": True}, {"tile_size": (32, 32)}])
+def test_a_jpeg_2000_needs_all_rows_but_no_end_marker(options):
+    file = encoded(NOISE, "JPEG2000", **options)
+    pixels = decode(file, 3)
+    assert np.array_equal(decode(file[:-2], 3), pixels)
+    assert np.array_equal(decode(file + b"trailing", 3), pixels)
+    for cut in (3, 10, len(file) // 2):
+        with pytest.raises(Unreadable):
+            decode(file[:-cut], 3)
+
+
 def test_metadata_of_a_png_is_no_reason_to_lose_it():
     file = encoded(photo(), "PNG")
     pixels = decode(file, 3)

@@ -199,6 +199,17 @@ def test_other_color_spaces():
         assert_decodes(buffer.getvalue(), pixels, 2)
 
 
+def test_alpha_of_a_tga_counts_if_its_header_says_so():
+    image = photo().convert("RGBA")
+    image.putalpha(0)
+    buffer = io.BytesIO()
+    image.save(buffer, "TGA")
+    file = bytearray(buffer.getvalue())
+    assert decode(bytes(file), 3).min() == 255
+    file[17] &= 0xF0
+    assert_decodes(bytes(file), np.asarray(photo()).astype(float), 0)
+
+
 def test_color_profiles_are_applied():
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
     tags = {srgb[i : i + 4]: slice(int.from_bytes(srgb[i + 4 : i + 8], "big"), None) for i in range(132, 132 + 144, 12)}

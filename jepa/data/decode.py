@@ -13,7 +13,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from jepa.data.bit_depth import Unreadable
 from jepa.data.color_profile import to_srgb
-from jepa.data.repair import end_jpeg, lacks_end, without_metadata
+from jepa.data.repair import end_jpeg, lacks_end, repairs
 from jepa.data.samples import codec_of, load_eight_bits
 from jepa.files import printable
 
@@ -77,13 +77,13 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
 
 
 def _decode_damaged(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
-    """Decode an image file; if this fails, try again without its metadata."""
+    """Decode an image file; if this fails, try again without damaged metadata."""
     try:
         return _decode_to_end(file, canvas)
     except (Image.DecompressionBombError, Unreadable):
         raise
     except Exception:
-        for repaired in without_metadata(file):
+        for repaired in repairs(file):
             with suppress(Exception):
                 return _decode_to_end(repaired, canvas)
         raise
@@ -126,7 +126,7 @@ def _load(opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | No
 
 def read_header(file: bytes) -> tuple[tuple[int, int], str, str]:
     """Return the width and height after EXIF rotation, the Pillow mode and the format of an image that decodes."""
-    for version in (file, *without_metadata(file)):
+    for version in (file, *repairs(file)):
         with suppress(Exception), Image.open(io.BytesIO(version), formats=FORMATS) as image:
             turned = image.format != "TIFF" and _orientation(image) in QUARTER_TURNS  # Pillow swaps the size of TIFFs
             return (image.size[::-1] if turned else image.size), image.mode, image.format or ""

@@ -1,13 +1,14 @@
-"""Repair what is damaged around the pixels of a file: metadata, and the end marker of a JPEG."""
+"""Repair what is damaged around the pixels of a file: metadata, and end markers."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from random import Random
 
-__all__ = ["end_jpeg", "lacks_end", "without_metadata"]
+__all__ = ["end_jpeg", "lacks_end", "repairs"]
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
+JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")
 PNG_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND")  # chunks that pixels depend on
 PNG_COLORS = (b"iCCP", b"eXIf")  # color profile and orientation
 COLOR_SEGMENTS, MIN_COLOR_SEGMENT = (0xE0, 0xEE), 12  # JFIF and Adobe, which decide on the color space, and their size
@@ -17,14 +18,19 @@ FILLER_BYTES = 4096
 MIN_PADDING = 4  # zeros at the end of a JPEG that are padding of an incomplete file; fewer may be pixels
 
 
-def without_metadata(file: bytes) -> Iterator[bytes]:
-    """Yield a PNG or JPEG without its metadata: first with, then without its color profile and orientation."""
+def repairs(file: bytes) -> Iterator[bytes]:
+    """Yield versions of a file that may be sound: a JPEG 2000 with an end marker, a PNG or JPEG without metadata.
+
+    The first version of a PNG or JPEG has its color profile and orientation.
+    """
     if file.startswith(PNG):
         yield _png(file, (*PNG_CHUNKS, *PNG_COLORS))
         yield _png(file, PNG_CHUNKS)
     elif file.startswith(JPEG):
         yield _jpeg(file, JPEG_COLORS)
         yield _jpeg(file, ())
+    elif file.startswith(JPEG_2000):  # the decoder notices if more than the marker is missing
+        yield file + END_OF_IMAGE
 
 
 def _png(file: bytes, kept: tuple[bytes, ...]) -> bytes:

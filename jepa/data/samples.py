@@ -13,6 +13,8 @@ from jepa.data.tiff import load_tiff
 
 __all__ = ["codec_of", "load_eight_bits"]
 
+TGA_FLAGS, TGA_ALPHA_BITS = 17, 15  # byte of the header, and its bits that give the number of bits of alpha
+
 
 def load_eight_bits(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     """Load an opened image, and return it in a Pillow mode of 8 bits per sample, as described in `to_eight_bits`.
@@ -26,6 +28,8 @@ def load_eight_bits(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
         return _load_pnm(image, file, int(arguments[1]))
     if image.format == "PNG" and str(arguments).endswith(";16B") and image.mode in ("RGB", "RGBA"):
         return _load_color_png(image, file, arguments)
+    if image.format == "TGA" and not file[TGA_FLAGS] & TGA_ALPHA_BITS:  # a band of which nothing is said
+        return image.convert({"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode))
     key = image.info.get("transparency")
     if key is not None and arguments in ("L;2", "L;4"):  # Pillow scales the samples of these PNGs, but not the key
         image.info["transparency"] = key * (85 if arguments == "L;2" else 17)
