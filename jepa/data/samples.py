@@ -81,4 +81,4 @@ def _load_pnm(image: ImageFile.ImageFile, file: bytes, maximum: int) -> Image.Im
 def _set_raw_mode(image: Image.Image, raw_mode: str) -> None:
     """Choose how Pillow reads the bytes of an image that it has not loaded yet."""
     assert isinstance(image, ImageFile.ImageFile)
-    image.tile = [ImageFile._Tile(codec, extents, offset, raw_mode) for codec, extents, offset, _ in image.tile]
+    image.tile = [tile._replace(args=raw_mode) for tile in image.tile]

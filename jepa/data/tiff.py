@@ -46,7 +46,7 @@ def load_tiff(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     if mode.startswith(("I", "F")):
         unsigned = mode == "I" and depth == 32 and not signed  # Pillow has signed integers only
         return to_eight_bits(lambda: (b.view(np.uint32) if unsigned else b for b in rows(loaded)), loaded.size, layout)
-    if mode in ("L", "RGB") and (signed or (layout.no_data is not None and depth == 8)):
+    if loaded.mode in ("L", "RGB") and (signed or (layout.no_data is not None and depth == 8)):
         dtype = np.int8 if signed else np.uint8
         if mode == "L" and layout.white_is_zero:  # Pillow has inverted the samples
             layout = Layout(no_data=255 - (layout.no_data or 0))
@@ -94,7 +94,8 @@ def _use_libtiff(image: Image.Image, raw_mode: str) -> None:
     assert isinstance(image, TiffImagePlugin.TiffImageFile)
     image.use_load_libtiff = True
     offset: int = image.tag_v2.offset
-    image.tile = [ImageFile._Tile("libtiff", (0, 0, *image._tile_size), 0, (raw_mode, False, offset))]
+    whole, arguments = (0, 0, *image._tile_size), (raw_mode, False, offset)
+    image.tile = [image.tile[0]._replace(codec_name="libtiff", extents=whole, offset=0, args=arguments)]
 
 
 def _no_data(text: object) -> float | None:
