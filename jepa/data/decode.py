@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import os
 import threading
 import warnings
 from contextlib import nullcontext, suppress
@@ -46,6 +47,16 @@ TRANSPOSITIONS = {
 }
 QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 _one_large_image = threading.Lock()
+
+
+def _unlock() -> None:
+    """Replace the lock in a new worker process, in which no thread would release it."""
+    global _one_large_image
+    _one_large_image = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) -> np.ndarray:
