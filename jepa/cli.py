@@ -18,6 +18,7 @@ from jepa.config.auto import DataSummary
 from jepa.config.errors import exit_with
 from jepa.config.recipes import documentation
 from jepa.config.user_code import load_code
+from jepa.files import printable
 from jepa.version import __version__
 
 __all__ = ["main"]
@@ -57,6 +58,11 @@ def train(arguments: list[str]) -> int:
     return run_training(given)
 
 
+def show(text: str) -> None:
+    """Print lines that may contain names of files and classes."""
+    print(printable(text, keep="\n"))
+
+
 def evaluate(arguments: list[str]) -> int:
     """Evaluate a run, print its scores and write a report: jepa evaluate RUN [--data SOURCE] [--full] [--json]."""
 
@@ -82,7 +88,7 @@ def evaluate(arguments: list[str]) -> int:
         result = evaluate_run(opened, full)
         page = write_report(opened, result)
         text = f"{as_text(result, run)}\n\nReport: {page}"
-        print((run / "evaluation.json").read_text().rstrip() if json else text)
+        show((run / "evaluation.json").read_text().rstrip() if json else text)
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa evaluate")
@@ -114,7 +120,7 @@ def plot(arguments: list[str]) -> int:
 
         code.load()
         for path in draw_into(run, figure, out, patch, data):
-            print(path)
+            show(str(path))
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa plot")
@@ -137,8 +143,7 @@ def compare(arguments: list[str]) -> int:
         """
         from jepa.report.compare import compare as compare_runs
 
-        print(compare_runs(runs, figure))
-        print(f"\nfigure: {figure}")
+        show(f"{compare_runs(runs, figure)}\n\nfigure: {figure}")
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa compare")
@@ -182,7 +187,7 @@ def data(arguments: list[str]) -> int:
 
         code.load()
         name = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(source).resolve().name) if source != "sample" else source
-        print(inspect_source(source, sheet or Path("runs") / f"contact-sheet-{name}.jpg", all))
+        show(inspect_source(source, sheet or Path("runs") / f"contact-sheet-{name}.jpg", all))
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa data")

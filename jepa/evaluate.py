@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import hashlib
 import json
+import os
 import time
 from dataclasses import dataclass
 from functools import cached_property
@@ -306,7 +307,7 @@ def train_supervised(run: EvaluationRun) -> Encoder:
     config = supervised_config(dataclasses.replace(run.config, data=data), len(run.train.dataset.classes))
     images = f"{data.source} {data.holdout}"
     folder = Run(
-        run.folder.path / "baselines" / f"supervised-{hashlib.blake2b(images.encode(), digest_size=4).hexdigest()}"
+        run.folder.path / "baselines" / f"supervised-{hashlib.blake2b(os.fsencode(images), digest_size=4).hexdigest()}"
     )
     started = folder.checkpoint().is_file()
     if not started or folder.load()[1]["step"] < config.steps:

@@ -1,13 +1,16 @@
-"""Atomic writes: a file is either written completely or left unchanged."""
+"""Atomic writes, where a file is either written completely or left unchanged, and printable file names."""
 
 from __future__ import annotations
 
 import os
+import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["atomic_write"]
+__all__ = ["atomic_write", "printable"]
+
+JOINERS = "\u200c\u200d"  # zero-width characters within emoji, and within words of Persian and Indic scripts
 
 
 @contextmanager
@@ -25,3 +28,18 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def printable(text: str, keep: str = "") -> str:
+    """Replace characters that control a terminal or the direction of text, and lone surrogates, by their escapes.
+
+    Characters in `keep`, such as the newlines of a message of several lines, are not replaced.
+    """
+    if text.isprintable():
+        return text
+    return "".join(
+        character.encode("unicode_escape").decode()
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS + keep
+        else character
+        for character in text
+    )

@@ -15,6 +15,7 @@ from tqdm import tqdm
 from jepa import distributed
 from jepa.config import Config
 from jepa.data import Batch
+from jepa.files import printable
 from jepa.objectives import Objective
 from jepa.runs import Run
 
@@ -72,7 +73,7 @@ class TrainingLogger:
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
         if self.is_main:
-            self.bar.write(text, file=sys.stderr)
+            self.bar.write(printable(text, keep="\n"), file=sys.stderr)
 
     def start(self, images: str, device: str) -> None:
         """Print what is trained, on which images and on which device."""

@@ -48,8 +48,8 @@ def test_training_and_evaluation_skip_and_list_broken_files(zoo, tmp_path, setti
 
 
 def test_too_many_broken_files_stop_the_run_and_are_named(zoo, tmp_path):
-    config = override(folder_config(zoo), data__max_broken=0.01)
-    with pytest.raises(InputError, match=r"3 of 34 images .* cannot be read, for example .*: .*--data.max-b"):
+    config = override(folder_config(zoo), data__max_broken=0.0)
+    with pytest.raises(InputError, match=r"[2-6] of 34 images .* cannot be read, for example .*: .*--data.max-b"):
         train(config, tmp_path / "run")
 
 
@@ -84,8 +84,8 @@ def test_broken_files_are_listed_once_and_counted_when_a_run_is_resumed(tmp_path
     BrokenFileLog(tmp_path / "broken.txt", dataset, 0.1, printed.append).add({4: "torn", 5: "gone"})
     assert (tmp_path / "broken.txt").read_text() == "03.png: torn\n04.png: torn\n05.png: gone\n"
     assert len(printed) == 3
-    with pytest.raises(InputError, match="4 of 30 images"):
-        broken_files.add({7: "gone", 8: "gone"})
+    with pytest.raises(InputError, match="8 of 30 images"):
+        broken_files.add(dict.fromkeys(range(7, 13), "gone"))
 
 
 def test_a_resumed_epoch_shows_every_image_once(tmp_path, monkeypatch):

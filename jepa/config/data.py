@@ -38,8 +38,8 @@ class DataConfig:
     """Number of worker processes that decode images in advance. By default one per core for training on a GPU, and none
     on the CPU, where decoding and training alternate."""
     max_broken: float = 0.01
-    """Stop if more than this fraction of the images is unreadable; otherwise, unreadable images are skipped and listed
-    in the run folder."""
+    """Stop if more than this fraction of the images is unreadable, and more than ten (or a quarter of fewer than 40
+    images); otherwise, unreadable images are skipped and listed in the run folder. 0 allows one."""
 
     @property
     def size(self) -> tuple[int, int]:

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable, Iterable
 from typing import NoReturn
 
+from jepa.files import printable
+
 __all__ = ["InputError", "Interrupted", "exit_with", "require", "suggest"]
 
 
@@ -43,7 +45,7 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
     try:
         code = command()
     except InputError as error:
-        print(f"jepa: {error}", file=sys.stderr)
+        print(printable(f"jepa: {error}", keep="\n"), file=sys.stderr)
         code = 2
     except Interrupted as stop:
         print(f"jepa: {stop}", file=sys.stderr)
@@ -55,6 +57,6 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         code = 0
     except OSError as error:
-        print(f"jepa: {error.filename or 'a file'} cannot be used: {error.strerror}", file=sys.stderr)
+        print(f"jepa: {printable(str(error.filename or 'a file'))} cannot be used: {error.strerror}", file=sys.stderr)
         code = 2
     sys.exit(code)

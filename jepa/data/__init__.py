@@ -1,6 +1,6 @@
 """Data sources, image decoding, and batches in an order that is a pure function of the step."""
 
-from jepa.data.dataset import DecodedBatch, ImageDataset, cores, open_dataset, progress
+from jepa.data.dataset import DECODER, DecodedBatch, ImageDataset, cores, open_dataset, progress
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
 from jepa.data.loader import Batch, BrokenFileLog, Loader, split_holdout, step_order
 from jepa.data.sources.base import CACHE, Source, open_source
@@ -8,6 +8,7 @@ from jepa.data.workers import auto_workers, read_ahead
 
 __all__ = [
     "CACHE",
+    "DECODER",
     "Batch",
     "BrokenFileLog",
     "DecodedBatch",

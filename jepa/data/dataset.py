@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -11,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 
 import numpy as np
+import PIL
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -21,10 +23,12 @@ from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
 from jepa.data.labels import align_classes
 from jepa.data.pixel_cache import PixelCache
 from jepa.data.sources.base import open_source, require_training_split
+from jepa.files import printable
 
-__all__ = ["DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
+__all__ = ["DECODER", "DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
 
-DECODER_VERSION = 1  # bump when the pixels returned by `decode` change, to invalidate caches
+DECODER_VERSION = 2  # bump when the pixels returned by `decode` change, to invalidate caches
+DECODER = f"{DECODER_VERSION}-{PIL.__version__}"  # changes when pixels may change
 EAGER_DECODE_BYTES = 300e6  # encoded splits up to this size are decoded before training, which takes seconds
 SHAPE_IMAGES = 32  # number of images decoded to find the common shape
 MAX_THREADS = 16  # maximum number of decoding threads
@@ -33,7 +37,7 @@ MAX_THREADS = 16  # maximum number of decoding threads
 def progress(chunks: Sequence[Tensor], description: str) -> Iterator[Tensor]:
     """Yield chunks of indices, and show a progress bar if this takes more than two seconds."""
     total = sum(len(chunk) for chunk in chunks)
-    with tqdm(desc=description, total=total, unit=" images", delay=2, leave=False) as bar:
+    with tqdm(desc=printable(description), total=total, unit=" images", delay=2, leave=False) as bar:
         for chunk in chunks:
             yield chunk
             bar.update(len(chunk))
@@ -150,7 +154,7 @@ def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = 
 
 def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Path) -> ImageDataset:
     """Build the dataset of a split; decode small ones immediately."""
-    name = f"{config.source} ({split})"
+    name = printable(f"{config.source} ({split})")
     canvas = None if config.canvas is None else config.canvas_size
     shape = (config.channels, *canvas) if canvas is not None else _common_shape(index.files, config.channels, name)
     dataset = ImageDataset(
@@ -176,7 +180,7 @@ def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
     """Open the cache of a dataset, and delete stale ones of the same split."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
-    path = folder / f"{prefix}-{dataset.signature}-{DECODER_VERSION}.pixels"
+    path = folder / f"{prefix}-{dataset.signature}-{DECODER}.pixels"
     for old in folder.glob(f"{prefix}-*.pixels"):
         if old != path:
             old.unlink(missing_ok=True)
@@ -191,24 +195,25 @@ def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
 
 
 def _common_shape(files: EncodedImages, channels: int, name: str) -> tuple[int, int, int]:
-    """Return the common shape (C, H, W) of a sample of images.
+    """Return the most common shape (C, H, W) of a sample of images.
 
-    Raises `InputError` if their sizes differ or none of them is readable.
+    Raises `InputError` if more than a tenth of them have other sizes, or none is readable.
     """
-    shapes: set[tuple[int, ...]] = set()
+    shapes: Counter[tuple[int, ...]] = Counter()
     reasons = []
     for index in evenly_spaced(len(files), SHAPE_IMAGES).tolist():
         try:
-            shapes.add(decode(files.read(index), channels).shape)
+            shapes[decode(files.read(index), channels).shape] += 1
         except Unreadable as reason:
             reasons.append(f"{files.name(index)}: {reason}")
     if not shapes:
         raise InputError(f"none of the sampled images of {name} can be read: {'; '.join(reasons[:3])}")
-    if len(shapes) > 1:
-        sizes = " and ".join(f"{shape[2]}x{shape[1]}" for shape in sorted(shapes)[:2])
+    (shape, count), *others = shapes.most_common()
+    if (shapes.total() - count) * 10 > shapes.total():
+        sizes = " and ".join(f"{width}x{height}" for _, height, width in sorted((shape, others[0][0])))
         raise InputError(
             f"the images of {name} differ in size, for example {sizes}; crop them to the same size with --data.canvas "
             "PIXELS (a square) or --data.canvas HEIGHT WIDTH"
         )
-    channels, height, width = shapes.pop()
+    channels, height, width = shape
     return channels, height, width

@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import math
+import os
+import threading
 import warnings
+from contextlib import nullcontext, suppress
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageFile
 
-__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode"]
+from jepa.data.bit_depth import Unreadable
+from jepa.data.color_profile import to_srgb
+from jepa.data.repair import end_jpeg, lacks_end, repairs
+from jepa.data.samples import codec_of, load_eight_bits
+from jepa.files import printable
+
+__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode", "read_header"]
 
 Image.init()
 warnings.filterwarnings("ignore", module="PIL")  # warnings about damaged metadata and large images
@@ -23,41 +32,148 @@ FORMATS = tuple(
 EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensions().items() if name in FORMATS)
 """File extensions of these formats, in lowercase and with a leading dot."""
 REDUCING_GAP = 2.0  # images more than twice as large as needed are first reduced by an integer factor
-BIT_DEPTHS = (8, 10, 12, 14, 16)  # possible bit depths of integer grayscale images
+MAX_DECODED_BYTES = 2**29  # 8-bit RGB images of this size have 179 megapixels, the limit of Pillow
+LARGE_IMAGE_BYTES = 2**26  # larger images are decoded one at a time in each process, to bound the memory of all threads
+TIFF_BITS = 258  # TIFF tag: bits of each sample
+TIFF_REASON = "it is damaged, or a kind of TIFF that Pillow cannot read; convert it to 8 bits, grayscale or RGB"
+TRANSPOSITIONS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
+_one_large_image = threading.Lock()
 
 
-class Unreadable(Exception):  # noqa: N818  (describes a file, which is counted and listed)
-    """Raised if a file cannot be decoded. The message is a one-line reason."""
+def _unlock() -> None:
+    """Replace the lock in a new worker process, in which no thread would release it."""
+    global _one_large_image
+    _one_large_image = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_unlock)
 
 
 def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) -> np.ndarray:
     """Decode an image file to uint8 (C, H, W), center-cropped and resized if `canvas` (height, width) is given.
 
-    Images are rotated by their EXIF orientation, transparent images are composited onto white, and only the first frame
-    of an animation is decoded. Images of more than 8 bits are converted by `to_eight_bits`. JPEGs are decoded at the
-    smallest scale of 1, 1/2, 1/4 and 1/8 that covers the canvas. Raises `Unreadable` if the file cannot be decoded.
+    Images are rotated by their EXIF orientation, transparent images are composited onto white, color profiles are
+    applied, and only the first frame of an animation is decoded. Images of more than 8 bits are converted by
+    `to_eight_bits`. JPEGs are decoded at the smallest scale of 1, 1/2, 1/4 and 1/8 that covers the canvas. Damage
+    outside of the pixels is ignored. Raises `Unreadable` if the file cannot be decoded.
     """
     if not file:
         raise Unreadable("the file is empty")
     try:
-        with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
-            if canvas is not None:
-                opened.draft(None, min_draft_size(opened.size, canvas))
-            ImageOps.exif_transpose(opened, in_place=True)
-            image = remove_transparency(to_eight_bits(opened))
-            if canvas is not None:
-                image = fit_canvas(image, canvas)
-            image = image.convert("L" if channels == 1 else "RGB")
+        image = _decode_damaged(file, canvas)
+        mode = "L" if channels == 1 else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # which would copy it
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0) / 1e6
         raise Unreadable(f"it has more than {limit:.0f} megapixels, the decoder's limit") from error
+    except Unreadable:
+        raise
     except Exception as error:  # damaged files can raise almost any exception
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        reason = printable(" ".join(str(error).split()).rstrip(".") or type(error).__name__)
         if "cannot identify" in reason:
-            reason = "it is not an image that Pillow can read"
+            reason = TIFF_REASON if file[:2] in (b"II", b"MM") else "it is not an image that Pillow can read"
         raise Unreadable(reason) from error
     array = np.asarray(image).reshape(image.height, image.width, channels)
     return np.ascontiguousarray(array.transpose(2, 0, 1))
+
+
+def _decode_damaged(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Decode an image file; if this fails, try again without damaged metadata."""
+    try:
+        return _decode_to_end(file, canvas)
+    except (Image.DecompressionBombError, Unreadable):
+        raise
+    except Exception:
+        for repaired in repairs(file):
+            with suppress(Exception):
+                return _decode_to_end(repaired, canvas)
+        raise
+
+
+def _decode_to_end(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Decode an image file, or a JPEG without its end marker. Raises `Unreadable` if it lacks rows, too."""
+    if not lacks_end(file):
+        return _decode(file, canvas)
+    first, second = (_decode(version, canvas) for version in end_jpeg(file))
+    if first.tobytes() != second.tobytes():
+        raise Unreadable("the image file is truncated")
+    return first
+
+
+def _decode(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Decode an image file, cropped and resized to the canvas, in any Pillow mode of 8 bits without alpha."""
+    with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
+        if canvas is not None:
+            opened.draft(None, min_draft_size(opened.size, canvas))
+        nbytes = decoded_bytes(opened)
+        if nbytes > MAX_DECODED_BYTES:
+            raise Unreadable(
+                f"it has {nbytes / 1e6:.0f} MB of pixels, more than the limit of {MAX_DECODED_BYTES / 1e6:.0f} MB; "
+                "reduce its size or bit depth"
+            )
+        with _one_large_image if nbytes > LARGE_IMAGE_BYTES else nullcontext():
+            return _load(opened, file, canvas)
+
+
+def _load(opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+    """Load an opened image: upright, cropped and resized to the canvas, without alpha, in sRGB or CMYK."""
+    image = load_eight_bits(opened, file)
+    profile = opened.info.get("icc_profile")
+    image = _in_plain_mode(_upright(image, _orientation(opened)))
+    if canvas is not None:
+        image = fit_canvas(image, canvas)
+    return to_srgb(remove_transparency(image), profile)
+
+
+def read_header(file: bytes) -> tuple[tuple[int, int], str, str]:
+    """Return the width and height after EXIF rotation, the Pillow mode and the format of an image that decodes."""
+    for version in (file, *repairs(file)):
+        with suppress(Exception), Image.open(io.BytesIO(version), formats=FORMATS) as image:
+            turned = image.format != "TIFF" and _orientation(image) in QUARTER_TURNS  # Pillow swaps the size of TIFFs
+            return (image.size[::-1] if turned else image.size), image.mode, image.format or ""
+    return (0, 0), "", ""
+
+
+def decoded_bytes(image: Image.Image) -> int:
+    """Return the size of an opened image in memory in bytes, at the depth of the file."""
+    depth = {"I;16": 2, "I;16B": 2, "I": 4, "F": 4}.get(image.mode, 1)
+    if codec_of(image)[1] in ("RGB;16B", "RGBA;16B"):  # PNG
+        depth = 2
+    bits: tuple[int, ...] = getattr(image, "tag_v2", {}).get(TIFF_BITS, ())
+    return image.width * image.height * max(depth * len(image.getbands()), sum(bits) // 8)
+
+
+def _orientation(image: Image.Image) -> int:
+    try:
+        return int(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # damaged metadata can raise almost any exception, and the image is upright without it
+        return 1
+
+
+def _upright(image: Image.Image, orientation: int) -> Image.Image:
+    """Rotate or mirror an image by its EXIF orientation."""
+    return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
+
+
+def _in_plain_mode(image: Image.Image) -> Image.Image:
+    """Convert an image to one of the modes L, LA, RGB, RGBA, CMYK and LAB."""
+    if image.mode == "La" or (image.mode == "L" and image.has_transparency_data):
+        return image.convert("LA")
+    if image.has_transparency_data:
+        return image if image.mode in ("LA", "RGBA") else image.convert("RGBA")
+    if image.mode == "1":
+        return image.convert("L")
+    return image if image.mode in ("L", "RGB", "CMYK", "LAB") else image.convert("RGB")
 
 
 def min_draft_size(size: tuple[int, int], canvas: tuple[int, int]) -> tuple[int, int]:
@@ -78,33 +194,14 @@ def fit_canvas(image: Image.Image, canvas: tuple[int, int]) -> Image.Image:
     crop_width, crop_height = min(image.width, width * factor), min(image.height, height * factor)
     left, top = (image.width - crop_width) / 2, (image.height - crop_height) / 2
     box = (left, top, min(image.width, left + crop_width), min(image.height, top + crop_height))
-    if image.mode not in ("L", "RGB"):
-        image = image.convert("RGB")
     return image.resize((width, height), Image.Resampling.BILINEAR, box, REDUCING_GAP)
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """Convert a grayscale image of 16- or 32-bit integers or floats to 8 bits; return other images unchanged.
-
-    Unsigned integers are scaled by the maximum of the smallest bit depth (8, 10, 12, 14 or 16) that can represent the
-    image, because cameras and microscopes store 10, 12 or 14 bits in 16-bit files. Floats between 0 and 1 are
-    multiplied by 255. Images with other values are scaled linearly from their minimum and maximum to 0 and 255.
-    """
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.nan_to_num(np.asarray(image).astype(np.float64), posinf=0.0, neginf=0.0)
-    low, high = float(values.min()), float(values.max())
-    if image.mode != "F" and low >= 0 and high < 2**16:
-        low, high = 0.0, 2.0 ** next(bits for bits in BIT_DEPTHS if high < 2**bits) - 1
-    elif image.mode == "F" and low >= 0 and high <= 1:
-        low, high = 0.0, 1.0
-    scaled = (values - low) * (255 / max(high - low, 1e-12))
-    return Image.fromarray(scaled.round().astype(np.uint8))
-
-
 def remove_transparency(image: Image.Image) -> Image.Image:
-    """Composite transparent images onto white; return other images unchanged."""
-    if not image.has_transparency_data:
+    """Composite images of mode LA or RGBA onto white; return other images unchanged."""
+    if image.mode not in ("LA", "RGBA"):
         return image
-    image = image.convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    mode = "L" if image.mode == "LA" else "RGB"
+    background = Image.new(mode, image.size, "white")
+    background.paste(image.convert(mode), mask=image.getchannel("A"))
+    return background

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,10 +22,12 @@ from torch import Tensor
 
 from jepa.config import InputError
 from jepa.data.decode import Unreadable
-from jepa.files import atomic_write
+from jepa.files import atomic_write, printable
 
 __all__ = ["ENCODED", "PATHS", "EncodedImages", "SplitIndex", "evenly_spaced", "read_index", "write_index"]
 
+MAX_FILE_BYTES = 2**30  # image files are read as a whole
+NON_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for POSIX, and for Windows
 METADATA_KEY = b"facts"  # key of the Arrow message with classes and signature; fixed by existing indexes
 PATHS = pa.schema([("image", pa.large_binary()), ("size", pa.int64()), ("label", pa.int32())])
 """Columns of an index of paths: path relative to a root, size in bytes, and class or -1."""
@@ -32,6 +35,7 @@ ENCODED = pa.schema(
     [("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])), ("label", pa.int32())]
 )
 """Columns of an index of encoded images: file content with the original path, and class or -1."""
+IMAGES_OR_PATHS = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_binary())])  # of an index in memory
 
 
 @dataclass
@@ -48,26 +52,31 @@ class EncodedImages:
     def read(self, index: int) -> bytes:
         """Read an encoded image.
 
-        Raises `Unreadable` if the file is missing, access is denied, or the row contains no image.
+        Raises `Unreadable` if the file is missing, access is denied, it is not a regular file or too large, or the row
+        contains no image.
         """
-        value = self.column[index].as_py()
-        if isinstance(value, dict):
-            if value["bytes"] is not None:
-                return bytes(value["bytes"])
-            if value["path"] is None:
-                raise Unreadable("the row contains no image")
-        path = os.fsdecode(value) if isinstance(value, bytes) else value["path"]
-        try:
-            return (self.root / path).read_bytes()
-        except OSError as error:
-            raise Unreadable(error.strerror or str(error)) from error
+        value = self.column[index]
+        if pa.types.is_struct(value.type) and value["bytes"].is_valid:
+            return bytes(value["bytes"].as_py())
+        path = _path(value)
+        if path is None:
+            raise Unreadable("the row contains no image")
+        return read_file(self.root / os.fsdecode(path))
 
     def name(self, index: int) -> str:
-        """Return a name for messages: the path, or the row number if the index contains the image itself."""
+        """Return a printable name for messages: the path, or the row number if the index contains the image itself."""
         value = self.column[index]
+        path = printable((_path(value) or b"").decode("utf-8", "backslashreplace"))
         if not pa.types.is_struct(value.type):
-            return os.fsencode(value.as_py()).decode("utf-8", "backslashreplace")
-        return f"row {index}" + (f" ({path})" if (path := value["path"].as_py()) else "")
+            return path
+        return f"row {index}" + (f" ({path})" if path else "")
+
+
+def _path(value: pa.Scalar) -> bytes | None:
+    """Return the path in a row of an index, which need not be valid UTF-8, or None."""
+    path = value["path"] if pa.types.is_struct(value.type) else value
+    content: bytes | None = path.cast(pa.large_binary()).as_py()
+    return content
 
 
 @dataclass
@@ -79,6 +88,9 @@ class SplitIndex:
     classes: tuple[str, ...]
     metadata: dict[str, Any] = field(default_factory=dict)  # its "signature" changes whenever the images do
 
+    def __post_init__(self) -> None:
+        self.classes = tuple(printable(name) for name in self.classes)
+
     @classmethod
     def from_files(
         cls, files: Sequence[bytes | Path], labels: Sequence[int] | None = None, classes: Sequence[str] = ()
@@ -86,15 +98,15 @@ class SplitIndex:
         """Build an in-memory index from encoded images or their paths; labels start at 0."""
         if labels is not None and len(labels) != len(files):
             raise InputError(f"there must be one label per image, got {len(labels)} labels for {len(files)} images")
-        content = [{"bytes": None, "path": str(file)} if isinstance(file, Path) else {"bytes": file} for file in files]
-        column = pa.chunked_array([pa.array(content, ENCODED.field("image").type)])
+        content = [{"path": os.fsencode(file)} if isinstance(file, Path) else {"bytes": file} for file in files]
+        column = pa.chunked_array([pa.array(content, IMAGES_OR_PATHS)])
         digest = hashlib.blake2b(repr(labels).encode(), digest_size=8)
         nbytes = 0
         for file in files:
             if isinstance(file, Path):
                 status = file.stat()
                 nbytes += status.st_size
-                digest.update(f"{file}:{status.st_size}:{status.st_mtime_ns}".encode())
+                digest.update(os.fsencode(file) + f":{status.st_size}:{status.st_mtime_ns}".encode())
             else:
                 nbytes += len(file)
                 digest.update(file)
@@ -104,6 +116,24 @@ class SplitIndex:
             classes=tuple(classes),
             metadata={"signature": digest.hexdigest()},
         )
+
+
+def read_file(path: Path) -> bytes:
+    """Read a file. Raises `Unreadable` if it is not a regular file, too large, missing, or access is denied."""
+    try:
+        # reading from a pipe or a device may wait forever, or never end
+        with os.fdopen(os.open(path, os.O_RDONLY | NON_BLOCKING), "rb") as file:
+            status = os.fstat(file.fileno())
+            if not stat.S_ISREG(status.st_mode):
+                raise Unreadable("it is not a regular file, but a pipe, socket or device; remove it")
+            content = file.read(MAX_FILE_BYTES + 1) if status.st_size <= MAX_FILE_BYTES else None
+    except OSError as error:
+        raise Unreadable(error.strerror or str(error)) from error
+    except ValueError as error:  # a zero byte, or characters that no file name can have
+        raise Unreadable(f"the path is invalid ({error})") from error
+    if content is None or len(content) > MAX_FILE_BYTES:
+        raise Unreadable(f"the file is larger than the limit of {MAX_FILE_BYTES / 1e9:.1f} GB; reduce its size")
+    return content
 
 
 def write_index(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, Any]) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -10,12 +9,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import ExifTags, Image
 
 from jepa.config import InputError
 from jepa.config.auto import DataSummary
 from jepa.data.dataset import cores, progress
-from jepa.data.decode import FORMATS, Unreadable, decode
+from jepa.data.decode import Unreadable, decode, read_header
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
 from jepa.data.sources.base import CACHE, open_source, require_training_split
 from jepa.distributed import pick_device
@@ -23,7 +21,6 @@ from jepa.distributed import pick_device
 __all__ = ["DECODED_SIZE", "ImageInfo", "InspectionResult", "inspect_images", "summarize_source"]
 
 GRAY_TOLERANCE = 6  # maximum difference between channels of a grayscale image, e.g. after JPEG compression
-QUARTER_TURNS = (5, 6, 7, 8)  # EXIF orientations that swap width and height
 ASPECT_TOLERANCE = 0.02  # relative difference within which aspect ratios count as equal
 DECODED_SIZE = 112  # side of the decoded squares in pixels
 MAX_SUMMARY_IMAGES = 100  # maximum number of images inspected for automatic settings
@@ -108,11 +105,7 @@ def _inspect_image(files: EncodedImages, index: int) -> ImageInfo:
         file = files.read(index)
         pixels = decode(file, 3, (DECODED_SIZE, DECODED_SIZE))
         gray = int(np.ptp(pixels.astype(np.int16), axis=0).max()) <= GRAY_TOLERANCE
-        with Image.open(io.BytesIO(file), formats=FORMATS) as image:
-            size, mode, file_format = image.size, image.mode, image.format or ""
-            orientation = image.getexif().get(ExifTags.Base.Orientation)
-            if file_format != "TIFF" and orientation in QUARTER_TURNS:  # Pillow already swaps the size of TIFFs
-                size = size[::-1]
+        size, mode, file_format = read_header(file)
     except Unreadable as reason:
         return ImageInfo(index, size, mode, file_format, reason=str(reason))
     return ImageInfo(index, size, mode, file_format, gray=gray)

@@ -16,9 +16,10 @@ from jepa.config import InputError
 from jepa.data.dataset import DecodedBatch, ImageDataset
 from jepa.data.workers import auto_workers, read_ahead
 
-__all__ = ["Batch", "BrokenFileLog", "Loader", "split_holdout", "step_order"]
+__all__ = ["Batch", "BrokenFileLog", "Loader", "max_unreadable", "split_holdout", "step_order"]
 
 MAX_HELD_OUT_IMAGES = 2000  # maximum number of held-out images
+MAX_UNREADABLE_OF_FEW = 10  # number of unreadable images that never stop a run, unless they are a quarter of the images
 MAX_PRINTED = 5  # maximum number of unreadable files printed; all are listed in the run folder
 PREFETCHED_BATCHES = 2  # number of batches queued in pinned memory for a GPU
 
@@ -61,10 +62,19 @@ def _epoch_order(epoch: int, count: int, seed: int) -> Tensor:
     return torch.randperm(count, generator=torch.Generator().manual_seed(1_000_003 * seed + epoch))
 
 
+def max_unreadable(count: int, fraction: float) -> int:
+    """Return how many of `count` images may be unreadable: the fraction, or a few images of a small dataset.
+
+    A few are ten, or a quarter of fewer than 40 images. If the fraction is 0, one image may be unreadable.
+    """
+    few = min(MAX_UNREADABLE_OF_FEW, max(1, count // 4))
+    return max(int(fraction * count), few) if fraction > 0 else 1
+
+
 class BrokenFileLog:
     """List unreadable files in the text file `path`, and stop the run if there are too many.
 
-    `limit` is the maximum fraction of unreadable images; one is always allowed. `log` prints a line.
+    `limit` is the maximum fraction of unreadable images, as for `max_unreadable`. `log` prints a line.
     """
 
     def __init__(self, path: Path, dataset: ImageDataset, limit: float, log: Callable[[str], None]) -> None:
@@ -85,7 +95,7 @@ class BrokenFileLog:
                     self.log(f"skipped an unreadable image, listed in {self.path}: {line}{more}")
                 with self.path.open("a", errors="backslashreplace") as file:
                     file.write(line + "\n")
-        if len(self.indices) > max(1, int(self.limit * len(self.dataset))):
+        if len(self.indices) > max_unreadable(len(self.dataset), self.limit):
             raise InputError(
                 f"{len(self.indices)} of {len(self.dataset):,} images of {self.dataset.name} cannot be read, "
                 f"for example {'; '.join(list(self.lines)[:3])}; repair or remove the files listed in {self.path}, or "

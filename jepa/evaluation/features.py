@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from jepa.backbones import Encoder, eval_mode
 from jepa.config import InputError
-from jepa.data import ImageDataset, read_ahead
+from jepa.data import DECODER, ImageDataset, read_ahead
 from jepa.transforms.crop import as_float, resize
 
 __all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features"]
@@ -81,7 +81,7 @@ class FeatureStore:
         """
         subset_hash = hashlib.blake2b(dataset.name.encode() + digest(indices), digest_size=4).hexdigest()
         target = self.folder / f"{name}-{subset_hash}"
-        dependencies = [self.stamp, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
+        dependencies = [self.stamp, DECODER, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
         key = f"{weights_digest(encoder)} {json.dumps(dependencies)}"
         if not self._holds(target, key):
             self._remove_leftovers(target.name)

@@ -12,11 +12,12 @@ from typing import Any
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
 from jepa.config import InputError, require
 from jepa.config.serialization import flat, read_json
 from jepa.report.figures import check_figure_path, save
-from jepa.report.style import CLASS_COLORS, GRAY, STYLE, new_figure
+from jepa.report.style import CLASS_COLORS, GRAY, STYLE, literal, new_figure
 from jepa.report.text import COLUMN_TITLES, format_score, text_table
 from jepa.runs import Run
 
@@ -137,7 +138,7 @@ def draw_scores(axes: Axes, groups: list[Group], key: str) -> None:
         for row, edge, face, size in (("trained", color, color, 4), ("untrained", GRAY, "none", 7)):
             values = [result[row][key] for result in group.results if key in result.get(row, {})]
             axes.plot(values, [y] * len(values), "o", color=edge, markerfacecolor=face, markersize=size)
-    axes.set_yticks(range(len(groups)), [group.name for group in groups])
+    axes.set_yticks(range(len(groups)), [literal(group.name) for group in groups])
     axes.set(ylim=(len(groups) - 0.5, -0.5), xlabel=COLUMN_TITLES[key] + (", %" if key in DRAWN_SCORES else ""))
     axes.grid(axis="x", linewidth=0.4)
     if key in DRAWN_SCORES:
@@ -149,13 +150,15 @@ def draw_curves(axes: Axes, groups: list[Group]) -> None:
     """Draw the online kNN accuracy of every run by step, or RankMe without labels."""
     metrics = [[run.metrics() for run in group.runs] for group in groups]
     key = "knn" if any("knn" in record for runs in metrics for records in runs for record in records) else "rankme"
+    handles: dict[str, Line2D] = {}
     for group, runs, color in zip(groups, metrics, group_colors(groups), strict=True):
-        for i, records in enumerate(runs):
+        for records in runs:
             points = [(record["step"], record[key]) for record in records if key in record]
             if points:
-                axes.plot(*zip(*points, strict=True), color=color, label=None if i else group.name)
+                (line,) = axes.plot(*zip(*points, strict=True), color=color)
+                handles.setdefault(literal(group.name), line)
     axes.set(xlabel="step", title="online kNN, %" if key == "knn" else "RankMe during training")
-    axes.legend()
+    axes.legend(list(handles.values()), list(handles))
 
 
 def group_colors(groups: list[Group]) -> list[str]:

@@ -18,6 +18,7 @@ from jepa.config import InputError
 from jepa.config.serialization import to_dict
 from jepa.evaluate import EvaluationRun
 from jepa.evaluation.labels import standard_error
+from jepa.files import printable
 from jepa.report.figures import draw, save
 from jepa.report.plot_attention import animate_attention
 from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
@@ -119,7 +120,7 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
         "<body>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
     )
     path = run.folder.path / "report.html"
-    run.folder.write_text(path.name, text)
+    run.folder.write_text(path.name, printable(text, keep="\n"))
     return path
 
 

@@ -16,7 +16,7 @@ from jepa.evaluation.collapse import spectrum as spectrum_of
 from jepa.evaluation.correlation_dimension import Dimension, correlation_dimension
 from jepa.evaluation.projection import Projection, project
 from jepa.evaluation.scores import MAX_DIMENSION_POINTS
-from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, PALE, SKY, new_figure, reference_line
+from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, PALE, SKY, literal, new_figure, reference_line
 from jepa.report.text import row_titles
 
 __all__ = ["dimension", "spectrum", "umap"]
@@ -126,8 +126,8 @@ def umap(run: EvaluationRun) -> Figure:
 
 
 def shorten(name: str) -> str:
-    """Shorten a class name for a legend."""
-    return name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…"
+    """Shorten a class name for a legend, in which it is drawn as it is."""
+    return literal(name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…")
 
 
 def draw_points(axes: Axes, projection: Projection) -> list[int]:

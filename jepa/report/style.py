@@ -19,6 +19,7 @@ __all__ = [
     "SKY",
     "STYLE",
     "WIDTH",
+    "literal",
     "new_figure",
     "reference_line",
     "show_image",
@@ -57,6 +58,11 @@ STYLE: Any = {
     "text.color": INK,
     "image.cmap": "magma",
 }
+
+
+def literal(text: str) -> str:
+    """Return a text that matplotlib draws as it is: a pair of dollar signs would enclose a formula."""
+    return text.replace("$", r"\$")
 
 
 def new_figure(height: float) -> Figure:
