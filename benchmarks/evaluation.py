@@ -2,6 +2,7 @@
 
     python benchmarks/evaluation.py probes      # kNN and linear probe on 50,000 x 192 features, against scikit-learn
     python benchmarks/evaluation.py dimension   # sets of known dimension; needs `pip install scikit-dimension`
+    python benchmarks/evaluation.py chunks      # linear probe of features in a file, against that in memory
     python benchmarks/evaluation.py memory      # time and peak memory of the correlation dimension of 50,000 points
 
 Each command prints one table. Times depend on the machine, so compare them only within a table.
@@ -12,10 +13,13 @@ from __future__ import annotations
 import argparse
 import resource
 import statistics
+import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -23,20 +27,26 @@ from torch import Tensor
 from jepa.evaluation.correlation_dimension import correlation_dimension
 from jepa.evaluation.features import Features
 from jepa.evaluation.knn import knn
-from jepa.evaluation.logistic_regression import accuracy, feature_statistics, fit_logistic
+from jepa.evaluation.logistic_regression import (
+    accuracy,
+    feature_statistics,
+    fit_in_chunks,
+    fit_in_memory,
+    fit_logistic,
+)
 
 NUM_CLASSES, WIDTH = 10, 192
 K, PENALTY = 20, 1e-3
 SEEDS = 6
 
 
-def planted(count: int, seed: int) -> Features:
+def planted(count: int, seed: int, classes: int = NUM_CLASSES) -> Features:
     """Draw features of overlapping classes along axes of widely varying variance, like those of networks."""
     fixed, generator = torch.Generator().manual_seed(0), torch.Generator().manual_seed(seed)
     scales = torch.logspace(0, -1.5, WIDTH)
     mix = torch.linalg.qr(torch.randn(WIDTH, WIDTH, generator=fixed))[0]
-    centers = 0.15 * torch.randn(NUM_CLASSES, WIDTH, generator=fixed)
-    labels = torch.randint(NUM_CLASSES, (count,), generator=generator)
+    centers = 0.15 * torch.randn(classes, WIDTH, generator=fixed)
+    labels = torch.randint(classes, (count,), generator=generator)
     x = (centers[labels] + torch.randn(count, WIDTH, generator=generator)) * scales @ mix
     return Features(x, labels, torch.arange(count), f"planted {seed}")
 
@@ -50,7 +60,6 @@ def timed(work: Callable[[], Any]) -> tuple[Any, float]:
 
 def probes(rounds: int) -> None:
     """Compare the accuracy and time of kNN, and of logistic regression with a fixed penalty."""
-    import numpy as np
     from sklearn.linear_model import LogisticRegression
     from sklearn.neighbors import KNeighborsClassifier
 
@@ -92,6 +101,24 @@ def probes(rounds: int) -> None:
         )
     accuracies, seconds = timed(lambda: knn(train, test, (1, 2, 5, 10, 20, 50, 100, 200)))
     print(f"\nkNN with {len(accuracies)} values of k from 1 to 200 in one pass: {seconds:.2f} s")
+
+
+def chunks() -> None:
+    """Compare the linear probe of features that are read from a file in chunks with that in memory."""
+    print(f"200,000 -> 20,000 features of {WIDTH}\n")
+    print(f"{'classes':<10}{'in memory':>12}{'seconds':>10}{'in chunks':>12}{'seconds':>10}")
+    for classes in (10, 100):
+        train, test = planted(200_000, 1, classes), planted(20_000, 2, classes)
+        assert train.labels is not None
+        assert test.labels is not None
+        (whole, _), seconds = timed(partial(fit_in_memory, train.x, train.labels, classes))
+        with tempfile.NamedTemporaryFile() as file:
+            mapped = np.memmap(file, np.float32, "w+", shape=tuple(train.x.shape))
+            mapped[:] = train.x.numpy()
+            x = torch.from_numpy(mapped)
+            (chunked, _), chunk_seconds = timed(partial(fit_in_chunks, x, train.labels, classes, 50_000))
+        scores = [accuracy(test.x, test.labels, weights) for weights in (whole, chunked)]
+        print(f"{classes:<10}{scores[0]:>12.2f}{seconds:>10.1f}{scores[1]:>12.2f}{chunk_seconds:>10.1f}")
 
 
 def draw_points(kind: str, dimension: int, seed: int, count: int = 5000) -> Tensor:
@@ -145,10 +172,10 @@ def memory() -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("command", choices=["probes", "dimension", "memory"])
+    parser.add_argument("command", choices=["probes", "chunks", "dimension", "memory"])
     parser.add_argument("--rounds", type=int, default=3)
     arguments = parser.parse_args()
     if arguments.command == "probes":
         probes(arguments.rounds)
     else:
-        {"dimension": dimension, "memory": memory}[arguments.command]()
+        {"chunks": chunks, "dimension": dimension, "memory": memory}[arguments.command]()

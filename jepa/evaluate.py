@@ -47,6 +47,7 @@ PROTOCOL = {
     "linear": "logistic regression on standardized features, L2 penalty selected on held-out training images",
     "10% and 1% labels": "the linear probe, fitted on this fraction of the images of each class",
     "dimension": "correlation dimension of up to 10,000 test images, with its estimated error",
+    "±": "standard error for this number of test images; with 10% and 1% labels, standard deviation of five draws",
 }
 
 

@@ -183,7 +183,7 @@ def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     assert len(gather([tmp_path / "a", tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
     assert comparison_table(groups) in out
     values = [result["trained"]["knn"] for result in groups[0].results]
-    assert f"{np.mean(values):.1f} ± {np.std(values, ddof=1):.1f}" in out
+    assert f"{np.mean(values):.1f}±{np.std(values, ddof=1):.1f}" in out
     assert figure.stat().st_size > 5000
 
 

@@ -37,7 +37,9 @@ h1 { line-height: 1.2; margin-bottom: 0.2rem } h2 { margin: 2.2rem 0 0.4rem; fon
 table { border-collapse: collapse; width: 100%; margin-bottom: 1rem }
 table { font-size: 0.9rem; font-variant-numeric: tabular-nums }
 th, td { padding: 0.25rem 0.45rem; text-align: right; border-bottom: 1px solid #ddd }
-td { white-space: nowrap } thead th { vertical-align: bottom }
+td { white-space: nowrap; vertical-align: top }
+.error { display: block; font-size: 0.75rem; font-weight: normal; color: #777; line-height: 1 }
+thead th { vertical-align: bottom }
 th:first-child, td:first-child { text-align: left; padding-left: 0; position: sticky; left: 0; background: #fff }
 .best { font-weight: 700 }
 figure { margin: 0.5rem 0 } figure img { width: 100%; min-width: 34rem; height: auto; display: block }
@@ -193,7 +195,7 @@ def score_section(result: dict[str, Any]) -> str:
         scores, cells = result[name], []
         for key in keys:
             is_best = key in best and scores.get(key) == best[key]
-            cells.append(html_cell(format_score(scores.get(key), scores.get(f"{key}_error")), is_best))
+            cells.append(html_cell(format_score(scores.get(key)), is_best, scores.get(f"{key}_error")))
         rows.append([title, *cells])
     tables = [html_table(["scores in percent", *(COLUMN_TITLES[key] for key in keys)], rows)]
     by_neighbors = {name: result[name]["knn_by_neighbours"] for name in titles if "knn_by_neighbours" in result[name]}
@@ -215,9 +217,10 @@ def score_section(result: dict[str, Any]) -> str:
     return "\n".join(["<h2>Scores</h2>", *tables, f"<figcaption>{escape(caption)}</figcaption>"])
 
 
-def html_cell(text: str, bold: bool = False) -> str:
-    """Return a table cell."""
-    return f"<td{' class=best' * bold}>{escape(text)}</td>"
+def html_cell(text: str, bold: bool = False, error: float | None = None) -> str:
+    """Return a table cell, with an error in small print."""
+    small = "" if error is None else f'<span class="error">± {error:.1f}</span>'
+    return f"<td{' class=best' * bold}>{escape(text)}{small}</td>"
 
 
 def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

@@ -56,6 +56,7 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
         "scores in percent",
         "",
         score_table(result),
+        f"±: {result['protocol']['±']}." if "±" in result["protocol"] else "",
         "",
     ]
     if energy := result.get("energy"):
@@ -121,7 +122,7 @@ def format_score(value: float | None, error: float | None = None) -> str:
     """Return a score with its error, if any, or a dash if the score is missing."""
     if value is None:
         return "–"
-    return f"{value:.1f}" + (f" ± {error:.1f}" if error is not None else "")
+    return f"{value:.1f}" + (f"±{error:.1f}" if error is not None else "")
 
 
 def energy_trace_table(trace: dict[str, Any]) -> str:
@@ -149,8 +150,6 @@ def text_table(rows: Sequence[Sequence[str]]) -> str:
     """Align rows of equal length in columns, the first to the left and the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "   ".join(
-            [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
-        )
+        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
         for first, *cells in rows
     )
