@@ -250,7 +250,9 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
         also = ", and the baselines of --full" if full else ""
         omitted.append(f"kNN and linear probes{also}, which need {_missing_labels(train, test)}")
     elif "knn" not in trained:
-        omitted.append(f"kNN, which needs at least {HEADLINE_K} labeled training images")
+        assert train.labels is not None
+        count = int((train.labels >= 0).sum())
+        omitted.append(f"kNN, which needs at least {HEADLINE_K} labeled training images, but there are {count}")
     for fraction, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
         if "linear" in trained and key not in trained:
             omitted.append(f"the linear probe with {fraction} of the labels: some class would have no image")

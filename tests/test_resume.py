@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from jepa.config import Config, ConvNetConfig, EnergyConfig, FixationConfig, SaccadeConfig, VICRegConfig
 from jepa.config.recipes import RECIPES
@@ -107,7 +108,8 @@ def test_a_killed_process(tiny, tmp_path, backbone):
     halfway = tmp_path / "halfway"
     (tmp_path / "config.json").write_text(json.dumps(to_dict(interrupted)))
     command = [sys.executable, "-c", DIE_AFTER_SAVING, "--config", str(tmp_path / "config.json"), "--run", str(halfway)]
-    killed = subprocess.run(command, capture_output=True, text=True, check=False)
+    threads = os.environ | {"OMP_NUM_THREADS": str(torch.get_num_threads())}  # sums depend on the number of threads
+    killed = subprocess.run(command, capture_output=True, text=True, check=False, env=threads)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     assert Run(halfway).load()[1]["step"] == 4
     resumed = train(interrupted, halfway, resume=True)

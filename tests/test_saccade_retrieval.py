@@ -136,7 +136,9 @@ def test_too_few_images_for_retrieval_are_reported(tiny, tmp_path):
     result = evaluate(run.path, str(tmp_path / "few"))
     assert "saccades" not in result
     assert "saccade retrieval, which needs at least 32 test images" in as_text(result, run.path)
-    assert "Omitted: kNN, which needs at least 20 training images, but there are 16; " in as_text(result, run.path)
+    assert "Omitted: kNN, which needs at least 20 labeled training images, but there are 16; " in as_text(
+        result, run.path
+    )
 
 
 def test_vicreg_is_evaluated_without_a_predictor(tiny, tmp_path):

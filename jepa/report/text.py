@@ -56,7 +56,8 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
         "scores in percent",
         "",
         score_table(result),
-        f"±: {result['protocol']['±']}." if "±" in result["protocol"] else "",
+        "",
+        f"±: {result['protocol']['±']}.",
         "",
     ]
     if energy := result.get("energy"):
