@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa.config import InputError, MaskConfig
+from jepa.config.recipes import RECIPES
 from jepa.rng import Rng
 from jepa.transforms.masks import Masks, MaskSampler
 
@@ -143,3 +144,12 @@ def test_targets_that_leave_no_context_are_rejected():
     for low in (0.8, 0.98):
         with pytest.raises(InputError, match=r"leaves fewer than masks\.min_context"):
             MaskSampler(MaskConfig(strategy="block", target_scale=(low, 1.0)), (8, 8))
+
+
+@pytest.mark.parametrize("name", ["ijepa-vitb16-in1k", "ijepa-vitl16-in1k", "ijepa-vith14-in1k"])
+def test_contexts_of_the_recipes_of_the_paper_have_its_share_of_the_tokens(name):
+    config = RECIPES[name]()
+    side = config.data.size[0] // config.backbone.patch
+    masks = MaskSampler(config.objective.masks, (side, side)).sample(Rng(0, 0, torch.arange(2000)))
+    share = float(masks.context_valid.sum(1).float().mean()) / side**2
+    assert abs(share - 0.25) < 0.01  # Table 6
