@@ -17,6 +17,7 @@ from jepa.data.bit_depth import Layout, Unreadable, color_to_eight_bits, is_dark
 __all__ = ["load_tiff"]
 
 BITS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT, GDAL_NODATA = 258, 262, 284, 338, 339, 42113  # tags
+COLOR_MAP = 320
 WHITE_IS_ZERO, SEPARATE, ASSOCIATED_ALPHA, SIGNED = 0, 2, 1, 2  # values of these tags
 LOWER_BYTES = "B" if sys.byteorder == "little" else "L"  # end of the raw mode for the lower bytes of native 16 bits
 
@@ -37,6 +38,8 @@ def load_tiff(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     if raw_mode and (separate or depth in (16, 32) or mode == "YCbCr"):
         _use_libtiff(image, raw_mode)
     image.load()
+    if mode == "P" and max(tags.get(COLOR_MAP, (256,))) < 256:  # 8 bits instead of 16, which Pillow shifts to 0
+        image.putpalette(np.reshape(tags[COLOR_MAP], (3, -1)).T.astype(np.uint8).tobytes())
     loaded: Image.Image = image
     if mode == "RGBA" and EXTRA_SAMPLES not in tags:  # the file does not say that the fourth band is transparency
         loaded = image.convert("RGB")
