@@ -21,7 +21,7 @@ from tests.conftest import toy_images, write_parquet
 from tests.test_splits import notes, splits, write
 from tests.zoo import photo
 
-FOLDERS = st.sampled_from(["train", "Test", "dev", "cat", "dog", ".git", "runs", "empty", "images"])
+FOLDERS = st.sampled_from(["train", "Test", "dev", "cat", "dog", ".git", "runs", "empty", "images", "masks", "@eaDir"])
 IMAGES = ("1.png", "2.JPG", "3.tiff", ".hidden.png")
 OTHERS = ("notes.txt", "README", "x.npy", "gone.png ->", "gone ->", "up ->", "fifo.png |", "pipe |")
 FILES = st.sampled_from((*IMAGES, *OTHERS))

@@ -152,8 +152,11 @@ def test_a_fourth_band_is_transparency_only_if_the_file_says_so(dtype, planes):
 
 
 def test_what_pillow_cannot_read_is_refused_by_name():
+    header = (b"II*\0", 8, 5, 256, 3, 1, 8, 257, 3, 1, 8, 258, 3, 1, 8, 273, 4, 1, 74, 278, 3, 1, 8, 0)
+    silent = struct.pack("<4sIH" + "HHII" * 5 + "I", *header) + bytes(64)  # of black and white, nothing is said
     dark, two = samples("u2", 4096, (3, 9, 13)), samples("u1", 256, (2, 9, 13))
     for file, reason in (
+        (silent, "whether 0 is black or white"),
         (tiff(dark, photometric="rgb", planarconfig="separate"), "16-bit colors"),
         (tiff(two, planarconfig="separate", extrasamples=(2,), compression="zlib"), "LA bands"),
         (tiff(samples("f8")), "kind of TIFF"),

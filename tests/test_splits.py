@@ -110,6 +110,7 @@ def test_folders_of_splits(tmp_path, names, sizes):
         (("train/1.png", "images/1.png"), r"contains splits \(train\) beside"),
         (("train/a/1.png", "bus/1.png", "car/1.png"), r"contains splits \(train\) beside"),
         (("left/train/1.png", "left/val/1.png", "right/train/1.png", "right/val/1.png"), "in several folders"),
+        (("tr/1.png", "va/1.png", "te/1.png"), "look like splits.*: te, tr, va"),
         (("Trainingsdaten/1.png", "Testdaten/1.png"), "look like splits.*: Testdaten"),
         (
             ("photos/train_1.png", "photos/0_test.png"),
@@ -153,12 +154,14 @@ def test_folders_that_are_no_classes(tmp_path):
     write(tmp_path / "one", "train/cat/1.png", "train/dog/1.png", "val/images/1.png", "test/test/1.png")
     write(tmp_path / "class", "train/photo/1.png", "train/sketch/1.png", "test/photo/1.png")
     write(tmp_path / "numbered", "images_001/1.png", "images_002/2.png")
+    write(tmp_path / "nas", "cat/1.png", "cat/@eaDir/1.png", "dog/1.png", "@eaDir/1.png", "__MACOSX/cat/1.png")
     write(tmp_path / "folds", "fold1/cat/1.png", "fold2/cat/2.png")
     for name, split, expected in (
         ("one", "train", ("cat", "dog")),
         ("one", "validation", None),
         ("one", "test", None),
         ("class", "test", ("photo",)),
+        ("nas", "train", ("cat", "dog")),
         ("numbered", "train", None),
         ("folds", "train", None),
     ):

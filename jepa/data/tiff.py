@@ -33,6 +33,8 @@ def load_tiff(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     raw_mode, separate = _native_raw_mode(image, depth, signed), tags.get(PLANES) == SEPARATE
     if separate and len(image.getbands()) > 1 and mode not in ("RGB", "RGBA"):
         raise Unreadable(f"its {mode} bands are stored separately; convert it to RGB")
+    if PHOTOMETRIC not in tags:
+        raise Unreadable("it does not say whether 0 is black or white; convert it to 8 bits, grayscale or RGB")
     if mode == "YCbCr":
         image._mode = "RGB"
     if raw_mode and (separate or depth in (16, 32) or mode == "YCbCr"):
@@ -43,7 +45,7 @@ def load_tiff(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     loaded: Image.Image = image
     if mode == "RGBA" and EXTRA_SAMPLES not in tags:  # the file does not say that the fourth band is transparency
         loaded = image.convert("RGB")
-    layout = Layout(len(loaded.getbands()), tags.get(PHOTOMETRIC, 0) == WHITE_IS_ZERO, _no_data(tags.get(GDAL_NODATA)))
+    layout = Layout(len(loaded.getbands()), tags[PHOTOMETRIC] == WHITE_IS_ZERO, _no_data(tags.get(GDAL_NODATA)))
     if depth == 16 and mode in ("RGB", "RGBA"):
         return _load_color(loaded, file, raw_mode, separate, layout)
     if mode.startswith(("I", "F")):

@@ -30,6 +30,7 @@ from jepa.config import InputError
 
 __all__ = [
     "SPLIT_NAMES",
+    "are_abbreviated",
     "are_numbered",
     "find_splits",
     "is_container",
@@ -64,6 +65,8 @@ NUMBERED = frozenset({"archive", "batch", "chunk", "fold", "shard", "subset", "v
 """Words beside the fillers of folders that divide the images by number: fold1, images_001."""
 OTHER_SPLITS = UNLABELED | {"holdout", "heldout"}
 """Splits of other datasets, which have no counterpart here."""
+ABBREVIATIONS = frozenset({"tr", "trn", "va", "vl", "te", "tst", "ts"})
+"""Abbreviations of splits, which are also those of languages; several of them without other names are refused."""
 PART = "|".join(sorted((*SPLIT_NAMES, *FILLERS), key=len, reverse=True))
 SWAPPED = {"".join(sorted(word)) for word in ("train", "training", "test", "validation")}  # letters of trian and tset
 MIN_SIMILARITY = {"training": 0.93, "validation": 0.85, "evaluation": 0.95}
@@ -113,6 +116,11 @@ def without_masks(folders: Sequence[str]) -> list[str]:
     return images if images and len(images) + len(masks) == len(folders) else list(folders)
 
 
+def are_abbreviated(names: Collection[str]) -> bool:
+    """Return whether all names are abbreviations of splits, as in tr and te."""
+    return len(names) > 1 and {name.strip().casefold() for name in names} <= ABBREVIATIONS
+
+
 def is_container(name: str) -> bool:
     """Return whether the only folder of a split is not a class, by its name: images, all, test."""
     words = _words(name)
@@ -143,7 +151,7 @@ def find_splits(folders: Collection[str], nested: Collection[str], where: str) -
     suspects = [name for name in others if looks_like_split(name) and (named or not is_unlabeled(name))]
     if not suspects and named and not is_class:
         suspects = [name for name in others if mentioned_splits(name)]
-    suspects = suspects or _twins([*others, *named])
+    suspects = suspects or _twins([*others, *named]) or (others if are_abbreviated(others) else [])
     mentioned = {name: mentioned_splits(name) or _first_split(name) for name in others}
     if not suspects and others and not named and all(mentioned.values()):
         suspects = [name for name in others if mentioned[name] != {"train"}]
