@@ -111,7 +111,7 @@ def test_folders_of_splits(tmp_path, names, sizes):
         (("train/a/1.png", "bus/1.png", "car/1.png"), r"contains splits \(train\) beside"),
         (("left/train/1.png", "left/val/1.png", "right/train/1.png", "right/val/1.png"), "in several folders"),
         (("tr/1.png", "va/1.png", "te/1.png"), "look like splits.*: te, tr, va"),
-        (("Trainingsdaten/1.png", "Testdaten/1.png"), "look like splits.*: Testdaten"),
+        (("Trainingsdaten/1.png", "Testdaten/1.png"), "look like splits.*: Testdaten, Train"),
         (
             ("photos/train_1.png", "photos/0_test.png"),
             "names of all images .* contain splits, for example photos/0_test",
@@ -205,6 +205,8 @@ def test_names_of_parquet_files(tmp_path, deep, train, test):
     ("names", "message"),
     [
         (("trainval.parquet",), "'trainval' .* does not name one split"),
+        (("tr-0.parquet", "te-0.parquet"), "look like splits: te, tr"),
+        (("Trainingsdaten/0.parquet", "Testdaten/0.parquet"), "look like splits: testdaten, trainingsdaten"),
         (("trian-0.parquet", "tset-0.parquet"), "does not name one split"),
         (("a/test/train-0.parquet", "a/train/0.parquet"), "'train-0' .* does not name one split"),
         (("train.parquet", "more.parquet"), "more.parquet does not name a split, but .*train.parquet does"),

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jepa.config import InputError
-from jepa.data.sources.splits import SPLIT_NAMES, are_abbreviated, looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import SPLIT_NAMES, looks_like_split, mentioned_splits, resemble_splits, split_of
 
 __all__ = ["PATH_COLUMNS", "find_column", "find_image_column", "find_label_column", "split_columns", "split_rows"]
 
@@ -166,7 +166,7 @@ def _are_splits(values: list[str], key: str) -> bool:
     meant = [split_of(value) is not None or looks_like_split(value) for value in values]
     kinds = {split for value in values for split in mentioned_splits(value)}
     if key in SPLIT_COLUMNS:
-        return any(meant) or are_abbreviated(values)
+        return any(meant) or resemble_splits(values)
     return bool(meant) and all(meant) and len(kinds) > 1
 
 

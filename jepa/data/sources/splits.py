@@ -30,13 +30,13 @@ from jepa.config import InputError
 
 __all__ = [
     "SPLIT_NAMES",
-    "are_abbreviated",
     "are_numbered",
     "find_splits",
     "is_container",
     "is_unlabeled",
     "looks_like_split",
     "mentioned_splits",
+    "resemble_splits",
     "split_of",
     "without_masks",
 ]
@@ -116,9 +116,11 @@ def without_masks(folders: Sequence[str]) -> list[str]:
     return images if images and len(images) + len(masks) == len(folders) else list(folders)
 
 
-def are_abbreviated(names: Collection[str]) -> bool:
-    """Return whether all names are abbreviations of splits, as in tr and te."""
-    return len(names) > 1 and {name.strip().casefold() for name in names} <= ABBREVIATIONS
+def resemble_splits(names: Collection[str]) -> bool:
+    """Return whether all names are abbreviations of splits, as in tr and te, or begin with train or test."""
+    if len(names) > 1 and {name.strip().casefold() for name in names} <= ABBREVIATIONS:
+        return True
+    return all(map(_first_split, names)) and len(set[str]().union(*map(_first_split, names))) > 1
 
 
 def is_container(name: str) -> bool:
@@ -151,10 +153,9 @@ def find_splits(folders: Collection[str], nested: Collection[str], where: str) -
     suspects = [name for name in others if looks_like_split(name) and (named or not is_unlabeled(name))]
     if not suspects and named and not is_class:
         suspects = [name for name in others if mentioned_splits(name)]
-    suspects = suspects or _twins([*others, *named]) or (others if are_abbreviated(others) else [])
-    mentioned = {name: mentioned_splits(name) or _first_split(name) for name in others}
-    if not suspects and others and not named and all(mentioned.values()):
-        suspects = [name for name in others if mentioned[name] != {"train"}]
+    suspects = suspects or _twins([*others, *named]) or (others if resemble_splits(others) else [])
+    if not suspects and others and not named and all(mentioned_splits(name) for name in others):
+        suspects = [name for name in others if mentioned_splits(name) != {"train"}]
     if suspects:
         raise InputError(
             f"{where} contains folders that look like splits but are not named as splits: {_list(suspects)}; pass one "
