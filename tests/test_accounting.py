@@ -146,7 +146,7 @@ def test_closed_folders_are_told(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "2; cat; dog; 1 folder cannot be read: cow/ (Permission denied); "
-        "what may be images cannot be read: 1 links without permission"
+        "what may be images cannot be read: 1 entries without permission"
     )
 
 

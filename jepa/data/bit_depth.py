@@ -47,9 +47,10 @@ def to_eight_bits(blocks: Blocks, size: tuple[int, int], layout: Layout) -> Imag
     maximum to 0 and 255. Values count if they are finite, not the no-data value, and not transparent. Pixels without
     data become black.
     """
-    if layout.no_data is None:
-        layout = dataclasses.replace(layout, no_data=_undeclared_no_data(blocks, layout))
     low, high = _range(blocks, layout)
+    if layout.no_data is None and (no_data := _undeclared_no_data(blocks, layout, (low, high))) is not None:
+        layout = dataclasses.replace(layout, no_data=no_data)
+        low, high = _range(blocks, layout)
     parts = []
     for block in blocks():
         color, valid, alpha = _split(block, layout)
@@ -109,10 +110,9 @@ def _split(block: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray, n
     return color, valid, alpha
 
 
-def _undeclared_no_data(blocks: Blocks, layout: Layout) -> float | None:
-    """Return a usual no-data value that is farther from all others than these are from each other, or None."""
-    low, high = _range(blocks, layout)
-    for value in {low, high}.intersection(UNDECLARED_NO_DATA):
+def _undeclared_no_data(blocks: Blocks, layout: Layout, ends: tuple[float, float]) -> float | None:
+    """Return an end of the range that is a usual no-data value, and farther from all others than these are wide."""
+    for value in set(ends).intersection(UNDECLARED_NO_DATA):
         least, most = _range(blocks, dataclasses.replace(layout, no_data=value))
         if max(value - most, least - value) > most - least:
             return value

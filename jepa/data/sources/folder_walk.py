@@ -22,7 +22,7 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders of thumbnails, metadata and deleted files that systems create; they count as hidden."""
 RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
-BROKEN, DENIED, SPECIAL = "broken links", "links without permission", "special files"
+BROKEN, DENIED, SPECIAL = "broken links", "entries without permission", "special files"
 LOST = (BROKEN, DENIED, SPECIAL)
 """Reasons for entries that seem to be images, or folders of them, but cannot be read."""
 Key = tuple[int, int]  # device and number of a folder
