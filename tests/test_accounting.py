@@ -21,7 +21,7 @@ from tests.conftest import toy_images, write_parquet
 from tests.test_splits import notes, splits, write
 from tests.zoo import photo
 
-FOLDERS = st.sampled_from(["train", "Test", "dev", "cat", "dog", ".git", "runs", "empty", "images"])
+FOLDERS = st.sampled_from(["train", "Test", "dev", "cat", "dog", ".git", "runs", "empty", "images", "masks", "@eaDir"])
 IMAGES = ("1.png", "2.JPG", "3.tiff", ".hidden.png")
 OTHERS = ("notes.txt", "README", "x.npy", "gone.png ->", "gone ->", "up ->", "fifo.png |", "pipe |")
 FILES = st.sampled_from((*IMAGES, *OTHERS))
@@ -146,7 +146,7 @@ def test_closed_folders_are_told(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "2; cat; dog; 1 folder cannot be read: cow/ (Permission denied); "
-        "what may be images cannot be read: 1 links without permission"
+        "what may be images cannot be read: 1 entries without permission"
     )
 
 

@@ -63,6 +63,19 @@ def test_a_jpeg_2000_needs_all_rows_but_no_end_marker(options):
             decode(file[:-cut], 3)
 
 
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_a_jpeg_may_lack_rows_before_its_end_marker(mode):
+    gray_end = photo(320, 240)
+    gray_end.paste((128, 128, 128), (0, 200, 320, 240))
+    for image in (photo(320, 240), gray_end, NOISE):
+        file = encoded(image.convert(mode), "JPEG")
+        for canvas in (None, (16, 20)):
+            assert decode(file + b"after the image", 3, canvas).size
+            for cut in (1, 2):
+                with pytest.raises(Unreadable, match="truncated"):
+                    decode(file[: -len(file) // 3 * cut] + b"\xff\xd9", 3, canvas)
+
+
 def test_metadata_of_a_png_is_no_reason_to_lose_it():
     file = encoded(photo(), "PNG")
     pixels = decode(file, 3)

@@ -17,7 +17,7 @@ from jepa.data.decode import MAX_DECODED_BYTES, Unreadable, decode
 from tests.zoo import chunk, photo
 
 RNG = np.random.default_rng(0)
-DECODED = {2: "709cc505c225fc97"}  # start of the digest of decoded pixels, by version of the decoder
+DECODED = {3: "709cc505c225fc97"}  # start of the digest of decoded pixels, by version of the decoder
 
 
 def tiff(array: np.ndarray, **options) -> bytes:
@@ -111,6 +111,25 @@ def test_pixels_without_data_do_not_count_and_become_black():
     assert decode(tiff(np.full((4, 4), np.nan, np.float32)), 1).max() == 0
 
 
+def test_usual_no_data_values_need_no_tag():
+    far = np.float32(3.4028234663852886e38)
+    for dtype, value in (("f4", -9999), ("i2", -9999), ("i4", -32768), ("i2", -32768), ("f4", -far), ("f4", far)):
+        array = (samples("u2", 900) - 50.0).astype(dtype)
+        array[:3] = value
+        assert_decodes(tiff(array), expected(array, np.arange(9)[:, None] >= 3))
+    near = samples("u2", 20_000).astype("i4") - 9999  # a measured value, with others close to it
+    near[0, 0] = -9999
+    assert_decodes(tiff(near), expected(near))
+    assert decode(tiff(np.full((4, 4), -9999, np.int16)), 1).max() == 0
+
+
+def test_a_color_map_of_eight_bits():
+    colors, index = RNG.integers(0, 256, (3, 256)), samples("u1", 256)
+    for shift in (0, 8):
+        file = tiff(index, photometric="palette", colormap=(colors << shift).astype(np.uint16))
+        assert_decodes(file, np.moveaxis(colors[:, index], 0, -1).astype(float), 0)
+
+
 @pytest.mark.parametrize("planes", ["contig", "separate"])
 @pytest.mark.parametrize("dtype", ["u1", "u2"])
 def test_a_fourth_band_is_transparency_only_if_the_file_says_so(dtype, planes):
@@ -133,8 +152,11 @@ def test_a_fourth_band_is_transparency_only_if_the_file_says_so(dtype, planes):
 
 
 def test_what_pillow_cannot_read_is_refused_by_name():
+    header = (b"II*\0", 8, 5, 256, 3, 1, 8, 257, 3, 1, 8, 258, 3, 1, 8, 273, 4, 1, 74, 278, 3, 1, 8, 0)
+    silent = struct.pack("<4sIH" + "HHII" * 5 + "I", *header) + bytes(64)  # of black and white, nothing is said
     dark, two = samples("u2", 4096, (3, 9, 13)), samples("u1", 256, (2, 9, 13))
     for file, reason in (
+        (silent, "whether 0 is black or white"),
         (tiff(dark, photometric="rgb", planarconfig="separate"), "16-bit colors"),
         (tiff(two, planarconfig="separate", extrasamples=(2,), compression="zlib"), "LA bands"),
         (tiff(samples("f8")), "kind of TIFF"),
@@ -208,6 +230,29 @@ def test_alpha_of_a_tga_counts_if_its_header_says_so():
     assert decode(bytes(file), 3).min() == 255
     file[17] &= 0xF0
     assert_decodes(bytes(file), np.asarray(photo()).astype(float), 0)
+
+
+@pytest.mark.parametrize("alpha", [0, 128])
+def test_alpha_of_a_bmp_counts_unless_it_is_0_everywhere(alpha):
+    color = np.asarray(photo()).astype(float)
+    pixels = np.dstack([color[::-1, :, ::-1], np.full(color.shape[:2], alpha)]).astype(np.uint8).tobytes()
+    masks = struct.pack("<4I52x", 0xFF0000, 0xFF00, 0xFF, 0xFF000000)
+    header = struct.pack("<IiiHHIIiiII", 108, 48, 40, 1, 32, 3, len(pixels), 0, 0, 0, 0) + masks
+    file = b"BM" + struct.pack("<IHHI", 14 + len(header) + len(pixels), 0, 0, 14 + len(header)) + header + pixels
+    opacity = alpha / 255 or 1
+    assert_decodes(file, color * opacity + 255 * (1 - opacity))
+
+
+@pytest.mark.parametrize("codestream", [False, True])
+def test_depth_and_sign_of_jpeg_2000(codestream):
+    unsigned = samples("u2", 65536, (16, 24))
+    buffer = io.BytesIO()
+    Image.fromarray(unsigned).save(buffer, "JPEG2000", no_jp2=codestream)
+    file = bytearray(buffer.getvalue())
+    assert_decodes(bytes(file), expected(unsigned))
+    assert file[file.index(b"\xff\x4f\xff\x51") + 42] == 15  # 16 bits, unsigned
+    file[file.index(b"\xff\x4f\xff\x51") + 42] = 15 | 128  # the same bits, around 0
+    assert_decodes(bytes(file), expected(unsigned.astype(np.int32) - 32768))
 
 
 def test_color_profiles_are_applied():

@@ -1,5 +1,6 @@
 """Names of splits: folders, files and columns; what looks like a split is never trained on in silence."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -108,7 +109,14 @@ def test_folders_of_splits(tmp_path, names, sizes):
         (("cat/1.png", "dog/1.png", "val/1.png"), r"contains splits \(val\) beside folders that are not \(cat, dog\)"),
         (("train/1.png", "images/1.png"), r"contains splits \(train\) beside"),
         (("train/a/1.png", "bus/1.png", "car/1.png"), r"contains splits \(train\) beside"),
-        (("images/train/1.png", "images/val/1.png", "masks/train/1.png", "masks/val/1.png"), "in several folders"),
+        (("left/train/1.png", "left/val/1.png", "right/train/1.png", "right/val/1.png"), "in several folders"),
+        (("tr/1.png", "va/1.png", "te/1.png"), "look like splits.*: te, tr, va"),
+        (("Trainingsdaten/1.png", "Testdaten/1.png"), "look like splits.*: Testdaten, Train"),
+        (
+            ("photos/train_1.png", "photos/0_test.png"),
+            "names of all images .* contain splits, for example photos/0_test",
+        ),
+        (("cat/val-1.png", "dog/train-2.png"), "names of all images .* contain splits"),
         (("data/train/1.png", "data/test/1.png", "cover.png"), "pass the folder that contains the splits"),
         (("cat/1.png", "cat/test/1.png", "dog/1.png", "dog/test/1.png"), "in several folders"),
     ],
@@ -125,6 +133,40 @@ def test_unlabeled_images_beside_class_folders(tmp_path):
     for name, classes in (("pets", ("cat", "dog")), ("reviews", ("neg", "pos"))):
         index = open_source(str(tmp_path / name)).open("train")
         assert (index.classes, index.labels.tolist()) == (classes, [0, 1, *[-1] * (len(index.files) - 2)])
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        (("JPEGImages/1.png",), ("SegmentationClass/1.png", "SegmentationObject/1.png")),
+        (("images/cat/1.png", "images/dog/1.png"), ("segmentations/cat/1.png", "segmentations/dog/1.png")),
+        (("images/train/1.png", "images/val/1.png"), ("masks/train/1.png", "masks/val/1.png")),
+        (("train/img/1.png", "val/img/2.png"), ("train/ground_truth/1.png", "val/ground_truth/2.png")),
+    ],
+)
+def test_masks_beside_images_are_not_used(tmp_path, images, masks):
+    write(tmp_path, *images, *masks)
+    assert sorted(name for names in splits(tmp_path).values() for name in names) == sorted(images)
+    assert re.search(f"{len(masks)} images are outside .* and not used", notes(tmp_path))
+
+
+def test_folders_that_are_no_classes(tmp_path):
+    write(tmp_path / "one", "train/cat/1.png", "train/dog/1.png", "val/images/1.png", "test/test/1.png")
+    write(tmp_path / "class", "train/photo/1.png", "train/sketch/1.png", "test/photo/1.png")
+    write(tmp_path / "numbered", "images_001/1.png", "images_002/2.png")
+    write(tmp_path / "nas", "cat/1.png", "cat/@eaDir/1.png", "dog/1.png", "@eaDir/1.png", "__MACOSX/cat/1.png")
+    write(tmp_path / "folds", "fold1/cat/1.png", "fold2/cat/2.png")
+    for name, split, expected in (
+        ("one", "train", ("cat", "dog")),
+        ("one", "validation", None),
+        ("one", "test", None),
+        ("class", "test", ("photo",)),
+        ("nas", "train", ("cat", "dog")),
+        ("numbered", "train", None),
+        ("folds", "train", None),
+    ):
+        index = open_source(str(tmp_path / name)).open(split)
+        assert (index.classes if index.labels is not None else None) == expected, (name, split)
 
 
 def test_images_beside_the_splits_are_told(tmp_path):
@@ -163,6 +205,8 @@ def test_names_of_parquet_files(tmp_path, deep, train, test):
     ("names", "message"),
     [
         (("trainval.parquet",), "'trainval' .* does not name one split"),
+        (("tr-0.parquet", "te-0.parquet"), "look like splits: te, tr"),
+        (("Trainingsdaten/0.parquet", "Testdaten/0.parquet"), "look like splits: testdaten, trainingsdaten"),
         (("trian-0.parquet", "tset-0.parquet"), "does not name one split"),
         (("a/test/train-0.parquet", "a/train/0.parquet"), "'train-0' .* does not name one split"),
         (("train.parquet", "more.parquet"), "more.parquet does not name a split, but .*train.parquet does"),

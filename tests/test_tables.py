@@ -115,6 +115,7 @@ def test_missing_images_are_counted(folder):
         ),
         ("path,label,split\n0.png,a,train\n1.png,a,\n", "must contain train, validation or test, got ''"),
         ("path,usage\n0.png,Training\n1.png,PrivateTest\n", "'usage' .* got 'PrivateTest'"),
+        ("path,set\n0.png,TR\n1.png,te\n", "'set' .* must contain train, validation or test, got 'TR'"),
         ("path,part\n0.png,train\n1.png,test\n", "columns that look like splits: part; name the right one 'split'"),
         ("path,is_test\n0.png,1\n1.png,0\n", "columns that look like splits: is_test"),
         ("path,set,phase\n0.png,train,test\n1.png,test,train\n", "columns that look like splits: set, phase"),
@@ -143,6 +144,7 @@ def test_columns_that_are_no_splits(folder):
     [
         (["3", "700", "12", "3", "700", "12"], ["3", "700", "12", "3", "700", "12"]),
         (["0", "-1", "1", "0"], ["0", None, "1", "0"]),
+        (["0", "-100", "1", "-100"], ["0", None, "1", None]),
         (["-1", "1", "1", "-1"], ["-1", "1", "1", "-1"]),
         (["1.0", "2.0", "", "1.0"], ["1", "2", None, "1"]),
         (["-1.0", "1.0", "1", "-1"], ["-1", "1", "1", "-1"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ __all__ = ["BLOCK_PIXELS", "Layout", "Unreadable", "color_to_eight_bits", "is_da
 
 BIT_DEPTHS = (8, 10, 12, 14, 16)  # possible bit depths of integers
 BLOCK_PIXELS = 2**19  # number of pixels that are converted at a time, to bound the memory
+
+UNDECLARED_NO_DATA = (-9999.0, -32768.0, float(np.finfo(np.float32).min), float(np.finfo(np.float32).max))
+"""Values that mean that there is no data, if all others are far from them; many files do not declare it."""
 
 Blocks = Callable[[], Iterator[np.ndarray]]  # arrays of consecutive rows, each (rows, W, samples)
 
@@ -44,6 +48,9 @@ def to_eight_bits(blocks: Blocks, size: tuple[int, int], layout: Layout) -> Imag
     data become black.
     """
     low, high = _range(blocks, layout)
+    if layout.no_data is None and (no_data := _undeclared_no_data(blocks, layout, (low, high))) is not None:
+        layout = dataclasses.replace(layout, no_data=no_data)
+        low, high = _range(blocks, layout)
     parts = []
     for block in blocks():
         color, valid, alpha = _split(block, layout)
@@ -101,6 +108,15 @@ def _split(block: np.ndarray, layout: Layout) -> tuple[np.ndarray, np.ndarray, n
     elif block.shape[-1] > layout.bands:
         alpha = ((block[..., -1].astype(np.uint32) + 128) // 257).astype(np.uint8)
     return color, valid, alpha
+
+
+def _undeclared_no_data(blocks: Blocks, layout: Layout, ends: tuple[float, float]) -> float | None:
+    """Return an end of the range that is a usual no-data value, and farther from all others than these are wide."""
+    for value in set(ends).intersection(UNDECLARED_NO_DATA):
+        least, most = _range(blocks, dataclasses.replace(layout, no_data=value))
+        if max(value - most, least - value) > most - least:
+            return value
+    return None
 
 
 def _range(blocks: Blocks, layout: Layout) -> tuple[float, float]:

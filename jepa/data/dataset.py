@@ -27,7 +27,7 @@ from jepa.files import printable
 
 __all__ = ["DECODER", "DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
 
-DECODER_VERSION = 2  # bump when the pixels returned by `decode` change, to invalidate caches
+DECODER_VERSION = 3  # bump when the pixels returned by `decode` change, to invalidate caches
 DECODER = f"{DECODER_VERSION}-{PIL.__version__}"  # changes when pixels may change
 EAGER_DECODE_BYTES = 300e6  # encoded splits up to this size are decoded before training, which takes seconds
 SHAPE_IMAGES = 32  # number of images decoded to find the common shape

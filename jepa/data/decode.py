@@ -14,7 +14,7 @@ from PIL import ExifTags, Image, ImageFile
 
 from jepa.data.bit_depth import Unreadable
 from jepa.data.color_profile import to_srgb
-from jepa.data.repair import end_jpeg, lacks_end, repairs
+from jepa.data.repair import END_OF_IMAGE, JPEG, end_jpeg, lacks_end, repairs
 from jepa.data.samples import codec_of, load_eight_bits
 from jepa.files import printable
 
@@ -34,6 +34,7 @@ EXTENSIONS = frozenset(extension for extension, name in Image.registered_extensi
 REDUCING_GAP = 2.0  # images more than twice as large as needed are first reduced by an integer factor
 MAX_DECODED_BYTES = 2**29  # 8-bit RGB images of this size have 179 megapixels, the limit of Pillow
 LARGE_IMAGE_BYTES = 2**26  # larger images are decoded one at a time in each process, to bound the memory of all threads
+MISSING_GRAY = 128  # level by which the decoder of JPEGs replaces missing data
 TIFF_BITS = 258  # TIFF tag: bits of each sample
 TIFF_REASON = "it is damaged, or a kind of TIFF that Pillow cannot read; convert it to 8 bits, grayscale or RGB"
 TRANSPOSITIONS = {
@@ -101,16 +102,23 @@ def _decode_damaged(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
 
 
 def _decode_to_end(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
-    """Decode an image file, or a JPEG without its end marker. Raises `Unreadable` if it lacks rows, too."""
+    """Decode an image file, or a JPEG without its end marker. Raises `Unreadable` if a JPEG lacks rows."""
     if not lacks_end(file):
-        return _decode(file, canvas)
+        try:
+            return _decode(file, canvas, refuse_gray_end=True)
+        except _GrayEndError:
+            file = file[: file.rfind(END_OF_IMAGE)]
     first, second = (_decode(version, canvas) for version in end_jpeg(file))
     if first.tobytes() != second.tobytes():
         raise Unreadable("the image file is truncated")
     return first
 
 
-def _decode(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+class _GrayEndError(Exception):
+    """Raised if a JPEG ends in gray, as the decoder replaces missing rows before an end marker."""
+
+
+def _decode(file: bytes, canvas: tuple[int, int] | None, refuse_gray_end: bool = False) -> Image.Image:
     """Decode an image file, cropped and resized to the canvas, in any Pillow mode of 8 bits without alpha."""
     with Image.open(io.BytesIO(file), formats=FORMATS) as opened:
         if canvas is not None:
@@ -122,12 +130,18 @@ def _decode(file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
                 "reduce its size or bit depth"
             )
         with _one_large_image if nbytes > LARGE_IMAGE_BYTES else nullcontext():
-            return _load(opened, file, canvas)
+            return _load(opened, file, canvas, refuse_gray_end)
 
 
-def _load(opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | None) -> Image.Image:
+def _load(
+    opened: ImageFile.ImageFile, file: bytes, canvas: tuple[int, int] | None, refuse_gray_end: bool
+) -> Image.Image:
     """Load an opened image: upright, cropped and resized to the canvas, without alpha, in sRGB or CMYK."""
     image = load_eight_bits(opened, file)
+    if refuse_gray_end and file.startswith(JPEG):
+        corner = image.crop((image.width - 4, image.height - 4, *image.size))
+        if np.all(np.asarray(corner) == MISSING_GRAY):
+            raise _GrayEndError
     profile = opened.info.get("icc_profile")
     image = _in_plain_mode(_upright(image, _orientation(opened)))
     if canvas is not None:

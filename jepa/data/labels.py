@@ -18,6 +18,7 @@ from jepa.data.index import SplitIndex
 __all__ = ["Labels", "align_classes", "class_texts", "encode_labels", "label_metadata", "number_rows", "unnamed"]
 
 UNLABELED_WORDS = frozenset({"", "na", "n/a", "nan", "none", "null", "-"})  # among numbers; among names they are names
+UNLABELED_NUMBERS = frozenset({"-1", "-100"})  # the second is what the losses of PyTorch ignore
 MAX_FRACTION_DISTINCT = 0.5  # values that occur less than twice on average are identifiers or measurements
 MIN_DISTINCT = 5  # fewer values are classes, however few the images are
 MAX_DECIMAL_CLASSES = 20  # decimals such as ratings are classes if there are few, and each occurs often
@@ -62,7 +63,7 @@ def class_texts(numbers: pa.ChunkedArray, names: Sequence[str]) -> pa.ChunkedArr
 
 
 def encode_labels(column: pa.ChunkedArray, name: str, declared: Sequence[str] = ()) -> Labels:
-    """Return the labels of a column called `name`. Missing values, and -1 among other labels, are unlabeled.
+    """Return the labels of a column called `name`. Missing values, -1 and -100 are unlabeled.
 
     The values of the column are the names of the classes: integers, whole decimals such as 1.0, strings or booleans.
     They are sorted as numbers if all of them are, else alphabetically, or in the order of the names `declared`. Values
@@ -106,10 +107,8 @@ def _class_names(values: list[Any]) -> tuple[list[str | None], bool]:
     if is_number:
         names = [_number_name(name) if name in words else None for name in names]
     found = {name for name in names if name}
-    if found - {"-1"} and found != {"-1", "1"}:  # exactly -1 and 1 are two classes
-        names = [None if name == "-1" else name for name in names]
-    elif found == {"-1"}:
-        names = [None] * len(names)
+    if found != {"-1", "1"}:  # exactly -1 and 1 are two classes
+        names = [None if name in UNLABELED_NUMBERS else name for name in names]
     return names, is_number
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from random import Random
 
-__all__ = ["end_jpeg", "lacks_end", "repairs"]
+__all__ = ["END_OF_IMAGE", "JPEG", "end_jpeg", "lacks_end", "repairs"]
 
 PNG, JPEG = b"\x89PNG\r\n\x1a\n", b"\xff\xd8"
 JPEG_2000 = (b"\0\0\0\x0cjP  \r\n\x87\n", b"\xff\x4f\xff\x51")

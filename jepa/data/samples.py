@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile
 
-from jepa.data.bit_depth import BLOCK_PIXELS, Layout, Unreadable, color_to_eight_bits, rows, to_eight_bits
+from jepa.data.bit_depth import BLOCK_PIXELS, Layout, Unreadable, color_to_eight_bits, is_dark, rows, to_eight_bits
 from jepa.data.tiff import load_tiff
 
 __all__ = ["codec_of", "load_eight_bits"]
 
+JPEG_2000_START, JPEG_2000_DEPTH = b"\xff\x4f\xff\x51", 38  # markers, and where the depth of the first band follows
 TGA_FLAGS, TGA_ALPHA_BITS = 17, 15  # byte of the header, and its bits that give the number of bits of alpha
 
 
@@ -28,6 +29,10 @@ def load_eight_bits(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
         return _load_pnm(image, file, int(arguments[1]))
     if image.format == "PNG" and str(arguments).endswith(";16B") and image.mode in ("RGB", "RGBA"):
         return _load_color_png(image, file, arguments)
+    if image.format == "JPEG2000":
+        return _load_jpeg_2000(image, file)
+    if image.format == "BMP" and image.mode == "RGBA" and image.getchannel("A").getextrema() == (0, 0):
+        return image.convert("RGB")  # most programs leave alpha at 0, and ignore it
     if image.format == "TGA" and not file[TGA_FLAGS] & TGA_ALPHA_BITS:  # a band of which nothing is said
         return image.convert({"RGBA": "RGB", "LA": "L"}.get(image.mode, image.mode))
     key = image.info.get("transparency")
@@ -63,6 +68,19 @@ def _load_color_png(image: ImageFile.ImageFile, file: bytes, raw_mode: str) -> I
 
     image.load()
     return color_to_eight_bits(image, open_lower, Layout(bands=3, transparent=key))
+
+
+def _load_jpeg_2000(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
+    """Load a JPEG 2000, of which Pillow returns signed samples shifted to positive ones, and 8 bits of color."""
+    depth = file[file.index(JPEG_2000_START) + len(JPEG_2000_START) + JPEG_2000_DEPTH]
+    bits, signed = (depth & 127) + 1, depth > 127
+    image.load()
+    if image.mode.startswith("I"):
+        offset = 2 ** (bits - 1) if signed else 0
+        return to_eight_bits(lambda: (block.astype(np.int32) - offset for block in rows(image)), image.size, Layout())
+    if bits > 8 and image.mode in ("RGB", "RGBA") and (signed or is_dark(image)):
+        raise Unreadable("its colors of more than 8 bits are signed or dark; convert it to 8 bits")
+    return image
 
 
 def _load_pnm(image: ImageFile.ImageFile, file: bytes, maximum: int) -> Image.Image:

@@ -17,6 +17,7 @@ from jepa.data.bit_depth import Layout, Unreadable, color_to_eight_bits, is_dark
 __all__ = ["load_tiff"]
 
 BITS, PHOTOMETRIC, PLANES, EXTRA_SAMPLES, SAMPLE_FORMAT, GDAL_NODATA = 258, 262, 284, 338, 339, 42113  # tags
+COLOR_MAP = 320
 WHITE_IS_ZERO, SEPARATE, ASSOCIATED_ALPHA, SIGNED = 0, 2, 1, 2  # values of these tags
 LOWER_BYTES = "B" if sys.byteorder == "little" else "L"  # end of the raw mode for the lower bytes of native 16 bits
 
@@ -32,15 +33,19 @@ def load_tiff(image: ImageFile.ImageFile, file: bytes) -> Image.Image:
     raw_mode, separate = _native_raw_mode(image, depth, signed), tags.get(PLANES) == SEPARATE
     if separate and len(image.getbands()) > 1 and mode not in ("RGB", "RGBA"):
         raise Unreadable(f"its {mode} bands are stored separately; convert it to RGB")
+    if PHOTOMETRIC not in tags:
+        raise Unreadable("it does not say whether 0 is black or white; convert it to 8 bits, grayscale or RGB")
     if mode == "YCbCr":
         image._mode = "RGB"
     if raw_mode and (separate or depth in (16, 32) or mode == "YCbCr"):
         _use_libtiff(image, raw_mode)
     image.load()
+    if mode == "P" and max(tags.get(COLOR_MAP, (256,))) < 256:  # 8 bits instead of 16, which Pillow shifts to 0
+        image.putpalette(np.reshape(tags[COLOR_MAP], (3, -1)).T.astype(np.uint8).tobytes())
     loaded: Image.Image = image
     if mode == "RGBA" and EXTRA_SAMPLES not in tags:  # the file does not say that the fourth band is transparency
         loaded = image.convert("RGB")
-    layout = Layout(len(loaded.getbands()), tags.get(PHOTOMETRIC, 0) == WHITE_IS_ZERO, _no_data(tags.get(GDAL_NODATA)))
+    layout = Layout(len(loaded.getbands()), tags[PHOTOMETRIC] == WHITE_IS_ZERO, _no_data(tags.get(GDAL_NODATA)))
     if depth == 16 and mode in ("RGB", "RGBA"):
         return _load_color(loaded, file, raw_mode, separate, layout)
     if mode.startswith(("I", "F")):

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from jepa.config import InputError
-from jepa.data.sources.splits import SPLIT_NAMES, looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import SPLIT_NAMES, looks_like_split, mentioned_splits, resemble_splits, split_of
 
 __all__ = ["PATH_COLUMNS", "find_column", "find_image_column", "find_label_column", "split_columns", "split_rows"]
 
@@ -165,7 +165,9 @@ def _are_splits(values: list[str], key: str) -> bool:
     """Return whether the values of a column are splits: some of them, or all of them if its name is unusual."""
     meant = [split_of(value) is not None or looks_like_split(value) for value in values]
     kinds = {split for value in values for split in mentioned_splits(value)}
-    return any(meant) if key in SPLIT_COLUMNS else bool(meant) and all(meant) and len(kinds) > 1
+    if key in SPLIT_COLUMNS:
+        return any(meant) or resemble_splits(values)
+    return bool(meant) and all(meant) and len(kinds) > 1
 
 
 def _is_flag(key: str, values: list[str] | None) -> bool:

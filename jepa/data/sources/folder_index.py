@@ -19,7 +19,16 @@ from jepa.data.index import PATHS, write_index
 from jepa.data.labels import Labels, label_metadata, number_rows
 from jepa.data.sources.base import INDEX_VERSION
 from jepa.data.sources.folder_walk import LOST, FolderListing, walk
-from jepa.data.sources.splits import find_splits, is_unlabeled, looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import (
+    are_numbered,
+    find_splits,
+    is_container,
+    is_unlabeled,
+    looks_like_split,
+    mentioned_splits,
+    split_of,
+    without_masks,
+)
 
 __all__ = ["FolderIndex", "index_folder", "is_current", "walk_folder"]
 
@@ -102,7 +111,7 @@ def index_folder(index: FolderIndex, folders: Folders, cache: Path) -> None:
     """
     splits = folders.splits()
     prefixes = [prefix for names in splits.values() for prefix in names]
-    names = {name for prefix in prefixes for name in folders.children(prefix)}
+    names = folders.class_names(prefixes)
     class_names = sorted(name for name in names if not is_unlabeled(name))
     class_numbers = {name: number for number, name in enumerate(class_names)} | dict.fromkeys(
         names - set(class_names), UNLABELED_FOLDER
@@ -132,8 +141,14 @@ class Folders:
                 self.counts[_parent(path)] += self.counts[path]
 
     def children(self, path: str) -> list[str]:
-        """Return the names of the subfolders that contain images, at any depth."""
-        return [name for name in self.listings[path].folders if self.counts[f"{path}{name}/"]]
+        """Return the names of the subfolders that contain images, at any depth, without masks beside images."""
+        return without_masks([name for name in self.listings[path].folders if self.counts[f"{path}{name}/"]])
+
+    def class_names(self, prefixes: list[str]) -> set[str]:
+        """Return the names of the subfolders of the splits that are classes, or contain unlabeled images."""
+        children = [found for prefix in prefixes if not are_numbered(found := self.children(prefix))]
+        containers = [found for found in children if len(found) == 1 and is_container(found[0])]
+        return {name for found in children if found not in containers for name in found}
 
     def splits(self) -> dict[str, list[str]]:
         """Return the folders of each split; without splits, all images are in the split train."""
@@ -146,12 +161,30 @@ class Folders:
                 found = {split: [f"{path}{name}/" for name in folders] for split, folders in splits.items()}
                 break
             if len(names) != 1 or self.listings[path].images:
+                self._check_file_names(path)
                 found = {"train": [path]}
                 break
             path += f"{names[0]}/"
         found = self._descend(found)
         self._check_nested(found)
         return found
+
+    def _check_file_names(self, prefix: str) -> None:
+        """Raise `InputError` if the names of all images name splits, as in train_1.png and test_1.png."""
+        found: set[str] = set()
+        examples: list[str] = []
+        for path, listing in self.listings.items():
+            for name, *_ in listing.images if path.startswith(prefix) else ():
+                mentioned = mentioned_splits(os.path.splitext(name)[0])  # noqa: PTH122  (pathlib takes ten times as long)
+                if not mentioned:
+                    return
+                examples += [path + name] if mentioned - found else []
+                found |= mentioned
+        if len(found) > 1:
+            raise InputError(
+                f"the names of all images in {self.root} contain splits, for example {_list(examples)}; move the "
+                "images to folders train, validation and test, or pass a table with a column 'split' to --data"
+            )
 
     def _descend(self, splits: dict[str, list[str]]) -> dict[str, list[str]]:
         """Go down while every folder of a split has the same single subfolder, or one of its own name, and no image."""
@@ -232,7 +265,8 @@ def _notes(folders: Folders, splits: dict[str, list[str]], outside: dict[str, in
     notes = []
     if count := sum(outside.values()):
         places = [f"{path or 'the folder itself'} {number:,}" for path, number in outside.items()]
-        notes.append(f"{_count(count, 'image')} {_are(count)} outside the split folders and not used: {_list(places)}")
+        used = "the split folders" if len(splits) > 1 else _list(splits["train"]) if "train" in splits else "the split"
+        notes.append(f"{_count(count, 'image')} {_are(count)} outside {used} and not used: {_list(places)}")
     empty = [name for name in folders.listings[""].folders if split_of(name) and not folders.counts[f"{name}/"]]
     if empty:
         notes.append(f"{_count(len(empty), 'folder')} named as a split without images: {_list(empty)}")

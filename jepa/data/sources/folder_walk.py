@@ -17,8 +17,12 @@ from jepa.data.decode import EXTENSIONS
 
 __all__ = ["LOST", "FolderListing", "count_entries", "walk"]
 
+SYSTEM_FOLDERS = frozenset(
+    {"@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+)
+"""Folders of thumbnails, metadata and deleted files that systems create; they count as hidden."""
 RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
-BROKEN, DENIED, SPECIAL = "broken links", "links without permission", "special files"
+BROKEN, DENIED, SPECIAL = "broken links", "entries without permission", "special files"
 LOST = (BROKEN, DENIED, SPECIAL)
 """Reasons for entries that seem to be images, or folders of them, but cannot be read."""
 Key = tuple[int, int]  # device and number of a folder
@@ -42,7 +46,8 @@ class FolderListing:
 def walk(root: Path, hidden: bool = False, above: frozenset[Key] = frozenset()) -> Iterator[FolderListing]:
     """Yield every folder below `root` in sorted order, parents first. Links are followed, except for loops.
 
-    Hidden files and folders are left out unless `hidden` is True. No file is opened: FIFOs and devices are skipped.
+    Hidden files, hidden folders and `SYSTEM_FOLDERS` are left out unless `hidden` is True. No file is opened: FIFOs and
+    devices are skipped.
     `above` are further folders to which links are loops.
     """
     visits: Counter[Key] = Counter()
@@ -111,7 +116,7 @@ def _read_folder(listing: FolderListing, root: Path, hidden: bool) -> None:
 def _add(listing: FolderListing, entry: os.DirEntry[str], hidden: bool) -> None:
     """Add an entry to a listing. Raises `OSError` if it is a link that leads nowhere."""
     extension = os.path.splitext(entry.name)[1].lower()
-    is_hidden = entry.name.startswith(".") and not hidden
+    is_hidden = (entry.name.startswith(".") or entry.name in SYSTEM_FOLDERS) and not hidden
     if entry.is_dir():
         if is_hidden:
             listing.unread[listing.path + entry.name] = "hidden"

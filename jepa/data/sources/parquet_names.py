@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jepa.config import InputError
-from jepa.data.sources.splits import looks_like_split, mentioned_splits, split_of
+from jepa.data.sources.splits import looks_like_split, mentioned_splits, resemble_splits, split_of
 
 __all__ = ["splits_of_files"]
 
@@ -31,6 +31,11 @@ def splits_of_files(files: Sequence[Path], root: Path | None) -> dict[Path, str 
     splits = {file: _split(file, base) for file in files}
     without = [file for file, split in splits.items() if split is None]
     if len(without) == len(files):
+        if resemble_splits(found := sorted({_subset(file, base) for file in files})):
+            raise InputError(
+                f"the names of the files in {base} look like splits: {', '.join(found)}; include train, validation or "
+                "test in the name of every file"
+            )
         return splits
     if without:
         raise InputError(

@@ -13,7 +13,8 @@ of one split are one split. `find_splits` decides which of the folders that cont
 | one other folder, and no image beside it            | the same question for its folders, as archives unpack        |
 | other folders                                       | no splits: everything is for training                        |
 
-Beside class folders, a folder `unlabeled` or `unsup` contains unlabeled images.
+Beside class folders, a folder `unlabeled` or `unsup` contains unlabeled images. Not every other folder is a class: see
+`without_masks`, `is_container` and `are_numbered`.
 
 A class may contain the word: `train_station` and `test_tube` are refused only beside splits, or if two names differ
 only in the split, such as `seg_train` and `seg_test`.
@@ -27,7 +28,18 @@ from collections.abc import Collection, Sequence
 
 from jepa.config import InputError
 
-__all__ = ["SPLIT_NAMES", "find_splits", "is_unlabeled", "looks_like_split", "mentioned_splits", "split_of"]
+__all__ = [
+    "SPLIT_NAMES",
+    "are_numbered",
+    "find_splits",
+    "is_container",
+    "is_unlabeled",
+    "looks_like_split",
+    "mentioned_splits",
+    "resemble_splits",
+    "split_of",
+    "without_masks",
+]
 
 SPLIT_NAMES = {
     **dict.fromkeys(("train", "training"), "train"),
@@ -44,8 +56,17 @@ FILLERS = (
 """Words that beside the word of a split leave no doubt that a split is meant: train_images, test-set, hidden test."""
 UNLABELED = frozenset({"unsup", "unsupervised", "unlabeled", "unlabelled"})
 """Names of folders of unlabeled images beside class folders. Beside splits, they are refused."""
+IMAGES = frozenset({"image", "images", "img", "imgs"})
+MASKS = frozenset(
+    {"mask", "masks", "segmentation", "segmentations", "label", "labels", "annotation", "annotations", "truth", "gt"}
+)
+"""Words of folders of masks, which are no images beside a folder `images`."""
+NUMBERED = frozenset({"archive", "batch", "chunk", "fold", "shard", "subset", "volume"})
+"""Words beside the fillers of folders that divide the images by number: fold1, images_001."""
 OTHER_SPLITS = UNLABELED | {"holdout", "heldout"}
 """Splits of other datasets, which have no counterpart here."""
+ABBREVIATIONS = frozenset({"tr", "trn", "va", "vl", "te", "tst", "ts"})
+"""Abbreviations of splits, which are also those of languages; several of them without other names are refused."""
 PART = "|".join(sorted((*SPLIT_NAMES, *FILLERS), key=len, reverse=True))
 SWAPPED = {"".join(sorted(word)) for word in ("train", "training", "test", "validation")}  # letters of trian and tset
 MIN_SIMILARITY = {"training": 0.93, "validation": 0.85, "evaluation": 0.95}
@@ -86,6 +107,36 @@ def looks_like_split(name: str) -> bool:
     return all(certain) and bool(mentioned_splits(name))
 
 
+def without_masks(folders: Sequence[str]) -> list[str]:
+    """Return the folders without those of masks, if each folder contains either images or masks by its name."""
+    words = {name: {part for word in _words(name) for part in (_parts(word) or [word])} for name in folders}
+    masks = [name for name in folders if words[name] & MASKS]
+    images = [name for name in folders if words[name] & IMAGES and words[name] <= {*FILLERS, *SPLIT_NAMES}]
+    images = [name for name in images if name not in masks]
+    return images if images and len(images) + len(masks) == len(folders) else list(folders)
+
+
+def resemble_splits(names: Collection[str]) -> bool:
+    """Return whether all names are abbreviations of splits, as in tr and te, or begin with train or test."""
+    if len(names) > 1 and {name.strip().casefold() for name in names} <= ABBREVIATIONS:
+        return True
+    return all(map(_first_split, names)) and len(set[str]().union(*map(_first_split, names))) > 1
+
+
+def is_container(name: str) -> bool:
+    """Return whether the only folder of a split is not a class, by its name: images, all, test."""
+    words = _words(name)
+    return bool(words) and all(_parts(word) for word in words)
+
+
+def are_numbered(folders: Collection[str]) -> bool:
+    """Return whether folders only divide the images by number, and are not classes: fold1 and fold2, images_001."""
+    patterns = {tuple(word for word in _words(name) if not word.isdigit()) for name in folders}
+    words = next(iter(patterns), ())
+    is_one = len(folders) > 1 and len(patterns) == 1 and bool(words)
+    return is_one and all(word in NUMBERED or _parts(word) for word in words)
+
+
 def find_splits(folders: Collection[str], nested: Collection[str], where: str) -> dict[str, list[str]]:
     """Return the folders of each split; see the table above. The result is empty if there are no splits.
 
@@ -102,7 +153,7 @@ def find_splits(folders: Collection[str], nested: Collection[str], where: str) -
     suspects = [name for name in others if looks_like_split(name) and (named or not is_unlabeled(name))]
     if not suspects and named and not is_class:
         suspects = [name for name in others if mentioned_splits(name)]
-    suspects = suspects or _twins([*others, *named])
+    suspects = suspects or _twins([*others, *named]) or (others if resemble_splits(others) else [])
     if not suspects and others and not named and all(mentioned_splits(name) for name in others):
         suspects = [name for name in others if mentioned_splits(name) != {"train"}]
     if suspects:
@@ -130,6 +181,11 @@ def _parts(word: str) -> list[str]:
     """Return the words of a split and fillers that a word consists of, such as train and val; empty if it does not."""
     parts = re.findall(PART, word)
     return parts if "".join(parts) == word else []
+
+
+def _first_split(name: str) -> set[str]:
+    """Return the split that a name begins with, as in Trainingsdaten and Testdaten."""
+    return {split for split in ("train", "test") if name.casefold().startswith(split)}
 
 
 def _is_misspelled(word: str) -> bool:
