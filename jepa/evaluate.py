@@ -19,6 +19,7 @@ from torch import Tensor
 from jepa.backbones import Encoder
 from jepa.config import Config, DataConfig, InputError, SupervisedConfig
 from jepa.config.serialization import to_dict
+from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, Batch, auto_workers, evenly_spaced, open_dataset, split_holdout
 from jepa.distributed import keep_freed_memory, pick_device
 from jepa.evaluation.energy import energy_trace
@@ -97,9 +98,10 @@ class EvaluationRun:
         load_tensors(tensors, objective, where=folder.checkpoint())
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
-        knows_labels = config.objective.uses_labels and source is None
-        fraction = data.holdout if knows_labels else TEST_FRACTION
-        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, fraction)
+        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, config, metadata["images"])
+        stamp = [__version__, to_dict(config)["backbone"]]
+        if config.code is not None:
+            stamp.append(hashlib.sha256(loaded_code(config.code).content).hexdigest())
         return cls(
             folder=folder,
             config=config,
@@ -110,7 +112,7 @@ class EvaluationRun:
             train=train,
             test=test,
             split=split,
-            store=FeatureStore(folder.path / "features", json.dumps([__version__, to_dict(config)["backbone"]])),
+            store=FeatureStore(folder.path / "features", json.dumps(stamp)),
             workers=auto_workers(device) if data.workers is None else data.workers,
         )
 
@@ -166,10 +168,11 @@ class EvaluationRun:
         return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
 
 
-def _open_subsets(data: DataConfig, cache: Path, fraction: float) -> tuple[Subset, Subset, str]:
+def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str) -> tuple[Subset, Subset, str]:
     """Return the images to fit on, the images to score, and a description of the split.
 
-    Without a test split, a `fraction` of the training images is held out for scoring.
+    Without a test split, a fifth of the training images is scored. If the run was trained with labels, on images of the
+    signature `trained_on`, only those that it held out are scored.
     """
     train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
@@ -177,6 +180,14 @@ def _open_subsets(data: DataConfig, cache: Path, fraction: float) -> tuple[Subse
         if len(test) < 2:
             raise InputError(f"{data.source} must have at least two test images, got {len(test)}")
         return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
+    fraction = TEST_FRACTION
+    if config.objective.uses_labels and train.signature == trained_on:
+        fraction = config.data.holdout
+    elif config.objective.uses_labels and data.source == config.data.source:
+        raise InputError(
+            f"the images of {data.source} have changed since the run was trained with their labels, so it is unknown "
+            "which of them it has not seen; evaluate it on other images with --data"
+        )
     fit, held_out = split_holdout(len(train), fraction)
     if len(held_out) < 2:
         raise InputError(
@@ -217,7 +228,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
             "source": run.data.source,
             "train": len(run.train.indices),
             "test": len(run.test.indices),
-            "split": run.split,
+            "split": run.split + _unlabeled_text(run.train, run.test),
         },
         "protocol": PROTOCOL,
         "version": __version__,
@@ -266,6 +277,12 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
     return "; ".join(omitted)
 
 
+def _unlabeled_text(train: Subset, test: Subset) -> str:
+    """Return how many images have no label, if only some have none."""
+    counts = [(0 if subset.labels is None else int((subset.labels < 0).sum())) for subset in (train, test)]
+    return f"; {counts[0]:,} and {counts[1]:,} of them are unlabeled and left out of accuracies" if any(counts) else ""
+
+
 def _missing_labels(train: Subset, test: Subset) -> str:
     """Return which labels are needed but missing."""
     unlabeled = {subset.dataset.name: subset.dataset for subset in (train, test) if subset.labels is None}
@@ -307,8 +324,11 @@ def train_supervised(run: EvaluationRun) -> Encoder:
     data = run.data
     if run.test.dataset is run.train.dataset:
         data = dataclasses.replace(data, holdout=TEST_FRACTION)
-    config = supervised_config(dataclasses.replace(run.config, data=data), len(run.train.dataset.classes))
-    images = f"{data.source} {data.holdout}"
+    # an even number of images per microbatch; there may be fewer images to fit on than in a batch of the run
+    count = min(run.config.batch_size, len(run.train.indices)) // run.config.accumulate * run.config.accumulate
+    config = dataclasses.replace(run.config, data=data, batch_size=max(count, run.config.accumulate))
+    config = supervised_config(config, len(run.train.dataset.classes))
+    images = f"{data.source} {data.holdout} {run.train.dataset.signature}"
     folder = Run(
         run.folder.path / "baselines" / f"supervised-{hashlib.blake2b(os.fsencode(images), digest_size=4).hexdigest()}"
     )
@@ -324,6 +344,6 @@ def supervised_config(config: Config, classes: int) -> Config:
     It has the same backbone, images, steps and optimizer, but is trained with labels.
     """
     if isinstance(config.objective, SupervisedConfig):
-        return config
+        return dataclasses.replace(config, objective=dataclasses.replace(config.objective, classes=classes))
     objective = SupervisedConfig(classes, config.objective.supervised_crop())
     return dataclasses.replace(config, name="supervised", objective=objective)

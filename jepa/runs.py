@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -138,6 +138,12 @@ class Run:
         """Remove the metrics of steps after `step`, which a resumed run repeats."""
         lines = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
         self.write_text("metrics.jsonl", "".join(lines))
+
+    def forget_best_after(self, step: int) -> None:
+        """Remove the best checkpoint if it is of a later step than `step`, which a resumed run repeats."""
+        with suppress(InputError):  # there is none, or it is damaged
+            if self.load("best")[1]["step"] > step:
+                self.checkpoint("best").unlink()
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run folder."""

@@ -156,6 +156,8 @@ def start_run(
         tensors, metadata = run.load()
         load_tensors(tensors, objective, optimizer, where=run.checkpoint())
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
+        if distributed.is_main():
+            run.forget_best_after(step)
         if step >= config.steps:
             raise InputError(f"{path} is already complete at step {step}; pass a larger --steps to continue training")
         if before.steps != config.steps and distributed.is_main():

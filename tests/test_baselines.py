@@ -17,7 +17,7 @@ from jepa.config import (
 )
 from jepa.config.serialization import from_dict, to_dict
 from jepa.data import Batch, split_holdout
-from jepa.evaluate import EvaluationRun, evaluate_run, supervised_config
+from jepa.evaluate import EvaluationRun, evaluate_run, supervised_config, train_supervised
 from jepa.evaluation.features import Features
 from jepa.evaluation.pixel_baselines import PatchDictionary, kmeans, pca_features
 from jepa.objectives.supervised import Supervised
@@ -92,6 +92,46 @@ def test_a_supervised_run_without_a_test_split_is_scored_on_its_held_out_images(
         EvaluationRun.open(unsplit.path)
 
 
+def test_images_seen_with_their_labels_are_not_scored(tiny, tmp_path):
+    """Neither through another path of the same images, nor after images have been added."""
+    images, labels = toy_images(100)
+    write_parquet(tmp_path / "data" / "train.parquet", images, labels)
+    config = override(tiny, data__source=str(tmp_path / "data"), data__holdout=0.1, objective=SupervisedConfig(2))
+    path = train(config, tmp_path / "run").path
+    same_images = EvaluationRun.open(path, f"{tmp_path}/data/../data")
+    assert torch.equal(same_images.test.indices, split_holdout(100, 0.1)[1])
+    write_parquet(tmp_path / "other" / "train.parquet", *toy_images(50, seed=5))
+    assert len(EvaluationRun.open(path, str(tmp_path / "other")).test.indices) == 10
+    write_parquet(tmp_path / "data" / "train.parquet", *toy_images(120))
+    with pytest.raises(InputError, match="have changed since the run was trained with their labels"):
+        EvaluationRun.open(path)
+
+
+def test_the_supervised_baseline_is_trained_again_when_images_are_added(tiny, tmp_path):
+    for count in (60, 70):
+        write_parquet(tmp_path / "data" / "train.parquet", *toy_images(count))
+        if count == 60:
+            path = train(override(tiny, data__source=str(tmp_path / "data"), batch_size=50), tmp_path / "run").path
+        run = EvaluationRun.open(path)
+        train_supervised(run)
+        networks = [Run(folder).config for folder in sorted((path / "baselines").glob("supervised-*"))]
+        assert len(networks) == (1 if count == 60 else 2)
+    assert {network.batch_size for network in networks} == {48, 50}  # no more than the images to fit on
+    assert all(network.data.holdout == 0.2 for network in networks)
+
+
+@pytest.mark.parametrize("train_labels", [None, "one class"])
+def test_a_labeled_test_split_alone_gives_no_accuracies(train_labels, tiny, tmp_path):
+    images, labels = toy_images(40)
+    write_parquet(tmp_path / "data" / "train.parquet", images, None if train_labels is None else [0] * 40)
+    write_parquet(tmp_path / "data" / "test.parquet", images[:20], labels[:20])
+    run = EvaluationRun.open(train(override(tiny, data__source=str(tmp_path / "data")), tmp_path / "run").path)
+    result = evaluate_run(run, full=True)
+    assert "linear" not in result["trained"]
+    assert "linear" not in result["pixels"]
+    assert "labels" in result["left_out"]
+
+
 def test_unlabeled_images_have_no_supervised_loss(tiny):
     config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3, objective=SupervisedConfig(classes=3))
     objective = fresh_objective(config)
@@ -127,6 +167,7 @@ def test_the_supervised_config_has_the_network_of_the_run(tiny):
     assert config.backbone == tiny.backbone
     assert config.steps == tiny.steps
     assert config.objective == SupervisedConfig(5, tiny.objective.crop)
+    assert supervised_config(config, 7).objective == SupervisedConfig(7, tiny.objective.crop)  # of other images
     assert from_dict(Config, to_dict(config)) == config
     fixations = FixationConfig(view_fraction=0.6, shift=0.2, rotation=10)
     saccade = dataclasses.replace(tiny, objective=SaccadeConfig(fixations=fixations))

@@ -68,7 +68,8 @@ def test_points_without_a_scaling_region_have_no_dimension(x):
 
 
 @pytest.mark.parametrize(
-    ("dimension", "noise", "features"), [(2, 0.003, 64), (2, 0.01, 64), (4, 0.01, 64), (3, 0.02, 256)]
+    ("dimension", "noise", "features"),
+    [(2, 0.003, 64), (2, 0.01, 64), (4, 0.01, 64), (3, 0.02, 256), (1, 0.002, 64), (1, 0.005, 64)],
 )
 def test_noise_is_not_extrapolated(dimension, noise, features):
     generator = torch.Generator().manual_seed(0)

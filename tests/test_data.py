@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from PIL import Image
 
 from jepa.config import DataConfig, InputError
 from jepa.data import ImageDataset, Loader, auto_workers, open_dataset, split_holdout, step_order
@@ -16,6 +17,7 @@ from tests.conftest import toy_images, write_parquet
 
 CIFAR10 = Path(__file__).resolve().parents[2] / "shared" / "data" / "cifar10"
 CPU = torch.device("cpu")
+IMAGE_STRUCT = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 
 
 def read_all(dataset: ImageDataset) -> torch.Tensor:
@@ -112,6 +114,29 @@ def test_processes_and_microbatches_divide_one_batch(toy_source):
     assert torch.equal(whole.images, torch.cat([batch.images for batch in microbatches]))
     assert torch.equal(whole.labels, torch.cat([batch.labels for batch in microbatches]))
     assert torch.equal(torch.arange(16), torch.cat([batch.positions for batch in microbatches]))
+
+
+@pytest.mark.parametrize("kind", ["images in parquet", "paths in parquet", "folder", "table"])
+def test_replaced_images_are_decoded_again(kind, tmp_path):
+    (old, _), (new, _) = toy_images(6, seed=0), toy_images(6, seed=1)
+    folder = tmp_path / "data"
+    folder.mkdir()
+    data = DataConfig(source=str(folder / "table.csv" if kind == "table" else folder), image_size=16)
+    for images in (old, new):
+        if kind == "images in parquet":
+            write_parquet(folder / "train.parquet", images)
+        else:
+            for i, image in enumerate(images):
+                Image.fromarray(image).save(folder / f"{i}.new.png")
+                (folder / f"{i}.new.png").replace(folder / f"{i}.png")
+            names = [f"{i}.png" for i in range(6)]
+            (folder / "table.csv").write_text("\n".join(["path", *names]))
+            if kind == "paths in parquet":
+                column = pa.array([{"bytes": None, "path": name} for name in names])
+                pq.write_table(pa.table({"image": column.cast(IMAGE_STRUCT)}), folder / "train.parquet")
+        dataset = open_dataset(data)
+        assert dataset.signature
+        assert torch.equal(read_all(dataset), torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2))
 
 
 def test_only_objectives_that_use_labels_get_them(toy_source):

@@ -54,11 +54,16 @@ def test_other_images_are_refused(encoder, images, message):
 
 
 def test_forward_refuses_values_that_no_view_has(encoder):
-    for images in (UINT8.float(), UINT8.long(), UINT8.float() / 255 * 20 - 10, UINT8.permute(0, 2, 3, 1)):
+    floats = UINT8.float() / 255
+    for images in (UINT8.float(), UINT8.long(), 2 * floats - 1, (floats - 0.45) / 0.22, UINT8.permute(0, 2, 3, 1)):
         with pytest.raises(InputError, match="images must"):
             encoder(images)
+    for images in (UINT8.numpy(), UINT8.tolist()):
+        for method in (encoder, encoder.embed, encoder.prepare):
+            with pytest.raises(InputError, match=r"images must be a tensor, got (ndarray|list)"):
+                method(images)
     noisy = UINT8.float() / 255 + 0.2 * torch.randn(UINT8.shape, generator=torch.Generator().manual_seed(0))
-    assert encoder(noisy).x.isfinite().all()
+    assert encoder.train()(noisy).x.isfinite().all()
 
 
 def test_values_slightly_outside_of_the_range_are_those_of_a_resampled_image(encoder):

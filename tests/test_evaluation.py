@@ -255,3 +255,26 @@ def test_fewer_images_than_features_are_fitted_as_well():
     assert abs(linear_probe(train, test)[0] - expected) < 5
     tiny = planted(5, 4, 2, 9.0, 0)
     assert linear_probe(tiny, planted(50, 4, 2, 9.0, 1))[0] >= 50
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.3, 123.456])
+@pytest.mark.parametrize("scale", [1.0, 1e-9])
+def test_constant_features_have_no_effect_on_the_probe(constant, scale):
+    train, test = planted(1000, 8, 3, 6.0, 0), planted(500, 8, 3, 6.0, 1)
+    expected = linear_probe(train, test)[0]
+    columns = [torch.full((len(f.x), 1), constant * factor) for f, factor in ((train, 1.0), (test, 0.9))]
+    train, test = (
+        replace(f, x=scale * torch.cat([f.x, column], 1)) for f, column in zip((train, test), columns, strict=True)
+    )
+    assert abs(linear_probe(train, test)[0] - expected) < 0.5
+
+
+def test_rankme_of_features_without_any_value_is_that_of_a_collapse():
+    assert rankme(torch.zeros(10, 4)) == 1
+
+
+@pytest.mark.parametrize("test_labels", [[0, 1] + [-1] * 38, [0] + [-1] * 39, [-1] * 40])
+def test_accuracies_need_two_labeled_test_images(test_labels):
+    train, test = planted(100, 8, 2, 6.0, 0), planted(40, 8, 2, 6.0, 1)
+    scores = score("planted", train, replace(test, labels=torch.tensor(test_labels)))
+    assert ("linear" in scores) == (test_labels.count(-1) < 39)

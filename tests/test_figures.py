@@ -136,27 +136,30 @@ def test_a_run_without_labels_has_a_report(tiny, tmp_path):
 )
 def test_the_verdict_compares_with_the_untrained_encoder(knn, linear, summary):
     result = {
-        "trained": {"knn": knn, "linear": linear},
-        "untrained": {"knn": 40.0, "linear": 40.0},
+        "trained": {"knn": knn, "linear": linear, "knn_error": 2.83, "linear_error": 2.83},
+        "untrained": {"knn": 40.0, "linear": 40.0, "knn_error": 2.83, "linear_error": 2.83},
         "pixels": {"knn": 48.0, "linear": 60.0},
         "data": {"test": 300},
     }
     assert verdict(result).startswith(summary)
     pixels_are_better = "Raw pixels score higher than the trained encoder (kNN and linear probe)" in verdict(result)
     assert pixels_are_better == (knn < 48)
-    result["data"]["test"] = 10_000  # with more images, smaller gains are clear
+    for row in ("trained", "untrained"):  # with more images, smaller gains are clear
+        result[row] |= {"knn_error": 0.5, "linear_error": 0.5}
     assert ("Training improved the features" in verdict(result)) == (knn > 40)
-    result["untrained"] = {"knn": 97.0, "linear": 99.0}
+    result["untrained"] |= {"knn": 97.0, "linear": 99.0}
     assert "already scores above 95%" in verdict(result)
 
 
 def test_gains_are_the_differences_of_the_scores_shown():
     result = {
-        "trained": {"knn": 77.84, "linear": 60.06},
-        "untrained": {"knn": 68.46, "linear": 60.04},
+        "trained": {"knn": 77.84, "linear": 60.06, "knn_error": 1.0, "linear_error": 1.1},
+        "untrained": {"knn": 68.46, "linear": 60.04, "knn_error": 1.0, "linear_error": 1.1},
         "data": {"test": 2000},
     }
-    assert "kNN +9.3 ± 1.4 points and linear probe +0.1 ± 1.5 points" in verdict(result)  # 77.8 - 68.5, 60.1 - 60.0
+    assert "kNN +9.3 ± 1.4 points and linear probe +0.1 ± 1.6 points" in verdict(result)  # 77.8 - 68.5, 60.1 - 60.0
+    result["trained"] |= {"knn": 60.0, "linear": 55.0}
+    assert verdict(result).startswith("Training made the features worse: kNN -8.5")
 
 
 def test_vicreg_has_fixations_without_errors(tiny, tmp_path):

@@ -37,18 +37,28 @@ class KilledError(Exception):
     """Raised in place of a kill."""
 
 
-def interrupted_and_resumed(config: Config, path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
-    """Train a run that ends just after its first checkpoint, and resume it."""
+STD = {"feature_std": 0.1}
+
+
+def interrupted_after(config: Config, path: Path, name: str, step: int, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train a run that ends just after it has saved a checkpoint of a step."""
     with monkeypatch.context() as patch:
         save = Run.save
 
-        def save_and_die(self, name, tensors, **metadata):
-            save(self, name, tensors, **metadata)
-            raise KilledError
+        def save_and_die(self, saved, tensors, **metadata):
+            save(self, saved, tensors, **metadata)
+            if (saved, metadata["step"]) == (name, step):
+                raise KilledError
 
         patch.setattr(Run, "save", save_and_die)
         with pytest.raises(KilledError):
             train(config, path)
+    return Run(path)
+
+
+def interrupted_and_resumed(config: Config, path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Train a run that ends just after its first checkpoint, and resume it."""
+    interrupted_after(config, path, "last", 2, monkeypatch)
     assert Run(path).load()[1]["step"] == 2
     return train(config, path, resume=True)
 
@@ -126,3 +136,16 @@ def test_more_steps_stretch_the_schedule_which_is_said(tiny, tmp_path, capsys, b
     message = capsys.readouterr().err
     assert f"the run has {after} steps instead of {before}" in message
     assert f"the learning rate goes from {rates[before - 1]:.1e} to {rates[before]:.1e} at step {before + 1}" in message
+
+
+def test_a_best_checkpoint_of_a_repeated_step_is_removed(tiny, tmp_path, monkeypatch):
+    scores = iter([20.0, 90.0])  # before training, and after step 3
+    monkeypatch.setattr(
+        "jepa.train.evaluate_online", lambda *_: {"knn": next(scores), "knn_error": 1.0, "rankme": 2.0} | STD
+    )
+    config = override(tiny, eval_every=3, steps=4, save_every=2)
+    run = interrupted_after(config, tmp_path / "run", "best", 3, monkeypatch)
+    assert (run.load()[1]["step"], run.load("best")[1]["step"]) == (2, 3)
+    monkeypatch.setattr("jepa.train.evaluate_online", lambda *_: {"knn": 30.0, "knn_error": 1.0, "rankme": 2.0} | STD)
+    run = train(override(config, steps=6), run.path, resume=True)
+    assert run.load("best")[1]["knn"] == max(record["knn"] for record in run.metrics() if "knn" in record)

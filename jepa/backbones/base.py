@@ -5,7 +5,6 @@ Shapes: B images, C channels, N tokens in the grid, K kept tokens, D width, L la
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,7 +19,7 @@ from jepa.transforms.crop import as_float, resize
 __all__ = ["Backbone", "Encoder", "Tokens", "Trunk", "eval_mode", "sincos_positions", "take"]
 
 IMAGE_TOLERANCE = 0.1  # how far images may exceed [0, 1], for example after bicubic resampling
-VIEW_TOLERANCE = 1.0  # how far views of an objective may exceed it, for example with added noise
+VIEW_TOLERANCE, TRAINING_TOLERANCE = 0.5, 1.0  # how far views of an objective may exceed it, which may have noise
 
 
 @dataclass
@@ -114,10 +113,11 @@ class Encoder(nn.Module):
         """Normalize and encode images (B, C, H, W), uint8 or floats in [0, 1]; see `Backbone.forward`.
 
         The height and width must be multiples of the stride. Raises `InputError` if the shape, type or values of the
-        images are different. Values may be up to 1 outside of the range, because objectives may add noise to views.
-        They are not checked on a GPU, because training would wait for the result; `embed` and `prepare` always check.
+        images are different. Objectives may add noise to views, so values may be up to 0.5 outside of the range, and 1
+        in training mode. They are not checked on a GPU, because training would wait for the result; `embed` and
+        `prepare` always check.
         """
-        self._check_images(images, VIEW_TOLERANCE if images.device.type == "cpu" else math.inf)
+        self._check_images(images, TRAINING_TOLERANCE if self.training else VIEW_TOLERANCE, on_gpu=False)
         tokens: Tokens = self.backbone(self._normalize(as_float(images)), keep, valid, layers)
         return tokens
 
@@ -144,8 +144,13 @@ class Encoder(nn.Module):
     def _normalize(self, images: Tensor) -> Tensor:
         return (images.to(self.mean.dtype) - self.mean) / self.std
 
-    def _check_images(self, images: Tensor, tolerance: float = IMAGE_TOLERANCE) -> None:
-        """Raise `InputError` unless the images are uint8 or floats in [0, 1] ± `tolerance`, with the right channels."""
+    def _check_images(self, images: Tensor, tolerance: float = IMAGE_TOLERANCE, on_gpu: bool = True) -> None:
+        """Raise `InputError` unless the images are uint8 or floats in [0, 1] ± `tolerance`, with the right channels.
+
+        `on_gpu` also checks values on a GPU.
+        """
+        if not isinstance(images, Tensor):
+            raise InputError(f"images must be a tensor, got {type(images).__name__}; use torch.as_tensor(images)")
         channels = len(self.mean)
         if images.ndim != 4 or images.shape[1] != channels:
             raise InputError(
@@ -159,7 +164,7 @@ class Encoder(nn.Module):
                 f"images must be uint8 or floats in [0, 1], got {images.dtype}; convert them to floats and divide by "
                 "their largest possible value"
             )
-        if tolerance < math.inf and images.numel() and not torch.compiler.is_compiling():
+        if (on_gpu or images.device.type == "cpu") and images.numel() and not torch.compiler.is_compiling():
             low, high = (float(value) for value in images.detach().aminmax())
             if not (-tolerance <= low and high <= 1 + tolerance):
                 raise InputError(

@@ -33,6 +33,8 @@ def rankme(x: Tensor) -> float:
     equation 1).
     """
     singular_values = torch.linalg.svdvals(check_features(x).double())
+    if singular_values.max() == 0:
+        return 1.0
     fractions = singular_values / singular_values.sum() + 1e-12
     return float(torch.exp(-(fractions * fractions.log()).sum()))
 

@@ -21,6 +21,8 @@ MIN_DOUBLINGS = 4  # minimum length of a scaling region, in doublings of the num
 TOLERANCE = 0.02  # tolerated deviation from the line in addition to noise, relative to the local slope
 MAX_DEVIATION = 2.0  # maximum deviation of a local slope from the line, in standard errors
 MAX_TILT = (0.12, 0.02, 0.5)  # maximum relative tilt: a + b · dimension, at most c; see `max_relative_tilt`
+MIN_RADIUS_RATIO = 1.12  # minimum length of a scaling region, as a ratio of radii
+MAX_RELATIVE_ERROR = 0.25  # an estimate with a larger error is that of noise
 MIN_POINTS = 200  # minimum number of points for an estimate
 BLOCK_SIZE = 5_000_000  # number of distances computed at a time, to bound memory
 DUPLICATE = 1e-13  # squared distance, relative to the squared radius, below which pairs are duplicates
@@ -50,8 +52,9 @@ def correlation_dimension(x: Tensor) -> Dimension | None:
     slopes and extrapolated to r = 0. Successive radii are spaced so that the number of pairs doubles; the scaling
     region is the longest range of radii whose slopes lie on such a line, with a tilt that boundaries and curvature can
     cause. Below the size of measurement noise, slopes rise steeply to the number of features; such radii are not part
-    of the region, and if they leave no region, the result is None. For sets with sharp boundaries, such as a cube, the
-    estimate is up to 10% too low, which exceeds the error. Memory grows with N, time with N².
+    of the region. If they leave none, or only a short one with a large error, the result is None; weaker noise raises
+    the estimate by up to a fifth. For sets with sharp boundaries, such as a cube, the estimate is up to 10% too low,
+    which exceeds the error. Memory grows with N, time with N².
     """
     if len(check_features(x)) < MIN_POINTS:
         return None
@@ -68,12 +71,15 @@ def correlation_dimension(x: Tensor) -> Dimension | None:
     jackknife = torch.tensor([fit_line(counts - group, region)[0] for group in group_counts])
     sampling_variance = (NUM_GROUPS - 1) / NUM_GROUPS * float((jackknife - jackknife.mean()).square().sum())
     region_variance = max((fit_line(counts, shorter)[0] - value) ** 2 for shorter in (region[1:], region[:-1]))
+    error = math.sqrt(sampling_variance + region_variance)
     pairs_below, upper_edges = counts.cumsum(0)[levels], bin_edges()[levels + 1]
+    if error > MAX_RELATIVE_ERROR * value or upper_edges[last] < MIN_RADIUS_RATIO * upper_edges[first]:
+        return None
     slope = (pairs_below[last] / pairs_below[first]).log() / (upper_edges[last] / upper_edges[first]).log()
     radii = upper_edges * scale
     return Dimension(
         value=value,
-        error=math.sqrt(sampling_variance + region_variance),
+        error=error,
         tilt=tilt,
         slope=float(slope),
         region=(float(radii[first]), float(radii[last])),

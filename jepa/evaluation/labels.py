@@ -26,10 +26,10 @@ def labeled(features: Features) -> Features:
 
 
 def has_classes(train_labels: Tensor | None, test_labels: Tensor | None) -> bool:
-    """Return whether accuracies can be computed: labels of two or more classes to fit on, and labels to score."""
+    """Return whether accuracies can be computed: labels of two or more classes to fit on, and two labels to score."""
     if train_labels is None or test_labels is None:
         return False
-    return len(train_labels[train_labels != UNLABELED].unique()) > 1 and bool((test_labels != UNLABELED).any())
+    return len(train_labels[train_labels != UNLABELED].unique()) > 1 and int((test_labels != UNLABELED).sum()) > 1
 
 
 def standard_error(accuracy: float, count: int) -> float:

@@ -20,6 +20,7 @@ PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 MIN_HELD_OUT = 1000  # minimum number of features to select a penalty on, over all folds
 MAX_FOLDS = 5  # maximum number of folds, each of a tenth of the features
 CURVATURE = 0.1  # typical p (1 - p) of a class; scales the preconditioner without changing the solution
+MIN_RELATIVE_STD = 1e-5  # standard deviation, relative to the mean, below which float32 features are constant
 CHUNK_SIZE = 10_000  # number of features processed at a time, to bound memory
 
 
@@ -224,8 +225,12 @@ def second_moments(chunks: Iterable[Tensor]) -> Tensor:
 
 
 def feature_statistics(x: Tensor) -> Standardization:
-    """Return the mean and the standard deviation of features (N, D)."""
+    """Return the mean and the standard deviation of features (N, D).
+
+    The standard deviation of features that are constant up to rounding is infinite, so that they have no effect.
+    """
     mean = x.mean(0)
     square = sum((chunk - mean).square().sum(0) for chunk in x.split(CHUNK_SIZE))
     assert isinstance(square, Tensor)
-    return Standardization(mean, (square / max(len(x) - 1, 1)).sqrt().clamp(min=1e-6))
+    std = (square / max(len(x) - 1, 1)).sqrt()
+    return Standardization(mean, torch.where(std > MIN_RELATIVE_STD * mean.abs(), std, torch.inf))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import statistics
 from typing import Any
 
@@ -13,7 +14,7 @@ from jepa.evaluation.collapse import feature_std, rankme
 from jepa.evaluation.correlation_dimension import correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
-from jepa.evaluation.labels import has_classes, labeled, standard_error
+from jepa.evaluation.labels import UNLABELED, has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe
 
 __all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "score", "score_encoders"]
@@ -45,9 +46,10 @@ def score_encoders(
         results[name] = score(name, train_features, test_features) | collapse
     dataset, indices = train
     test_pixels = pixel_features(*test)
-    train_pixels = test_pixels  # unused without classes
-    if has_classes(train.labels, test.labels):
-        train_pixels = pixel_features(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
+    train_pixels = dataclasses.replace(test_pixels, labels=None)  # nothing is fitted without classes
+    if train.labels is not None and has_classes(train.labels, test.labels):
+        known = indices[train.labels != UNLABELED]
+        train_pixels = pixel_features(dataset, known[evenly_spaced(len(known), MAX_PIXEL_IMAGES)])
     results["pixels"] = score("raw pixels", train_pixels, test_pixels)
     return results
 

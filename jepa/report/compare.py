@@ -81,7 +81,7 @@ def gather(paths: Sequence[Path]) -> list[Group]:
         try:
             result = json.loads(file.read_text())
             settings["evaluated on"] = result["data"]["source"]
-            key = json.dumps([settings, result["data"]], sort_keys=True)
+            key = json.dumps([settings, result["data"], result["protocol"]], sort_keys=True)
             result["trained"]
         except (ValueError, KeyError, TypeError) as error:
             raise InputError(f"{file} is damaged; run 'jepa evaluate {path}' to recreate it") from error

@@ -17,7 +17,6 @@ from tqdm import tqdm
 from jepa.config import InputError
 from jepa.config.serialization import to_dict
 from jepa.evaluate import EvaluationRun
-from jepa.evaluation.labels import standard_error
 from jepa.files import printable
 from jepa.report.figures import draw, save
 from jepa.report.plot_attention import animate_attention
@@ -150,17 +149,18 @@ def verdict(result: dict[str, Any]) -> str:
         caution = f" Raw pixels score higher than the trained encoder ({' and '.join(better)})."
     # differences of the scores as they are shown, and their standard errors
     gains = {title: round(trained[key], 1) - round(untrained[key], 1) + 0.0 for title, key in accuracies.items()}
-    count = result["data"]["test"]
     errors = {
-        title: math.hypot(*(standard_error(row[key], count) for row in (trained, untrained)))
-        for title, key in accuracies.items()
+        title: math.hypot(trained[f"{key}_error"], untrained[f"{key}_error"]) for title, key in accuracies.items()
     }
     comparison = " and ".join(f"{title} {gain:+.1f} ± {errors[title]:.1f} points" for title, gain in gains.items())
     clear = [title for title, gain in gains.items() if gain >= MIN_STANDARD_ERRORS * errors[title]]
+    worse = [title for title, gain in gains.items() if gain <= -MIN_STANDARD_ERRORS * errors[title]]
     if len(clear) == len(gains):
         summary = "Training improved the features"
     elif clear:
         summary = f"Training improved the features only in {clear[0]} accuracy"
+    elif worse:
+        summary = "Training made the features worse"
     else:
         summary = "Training did not clearly improve the features"
     return f"{summary}: {comparison}, compared with the untrained encoder.{caution}"

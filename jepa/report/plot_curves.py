@@ -35,8 +35,10 @@ def curves(run: EvaluationRun) -> Figure:
         )
     quality = "knn" if any("knn" in record for record in online) else "feature_std"
     panels = {quality: online, "rankme": online} if online else {"feature_std": losses}
+    panels = {key: part for key, part in panels.items() if any(key in record for record in part)}
     figure = new_figure(2.9)
-    loss_axes, *other_axes = figure.subplots(1, 1 + len(panels), width_ratios=(1.3, *(1 for _ in panels)))
+    ratios = (1.3, *(1 for _ in panels))
+    loss_axes, *other_axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     draw_losses(loss_axes, losses)
     for axes, (key, panel_records) in zip(other_axes, panels.items(), strict=True):
         draw_series(axes, panel_records, key)

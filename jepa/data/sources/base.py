@@ -41,7 +41,7 @@ __all__ = [
 
 CACHE = Path("runs") / ".jepa-cache"
 """Default folder for indexes and decoded images. Runs stored elsewhere keep them next to the run folder."""
-INDEX_VERSION = 3  # bump when indexes are written differently, to rebuild those of earlier versions
+INDEX_VERSION = 4  # bump when indexes are written differently, to rebuild those of earlier versions
 MAX_EXAMINED = 200_000  # the files of larger folders are not examined again whenever the index is opened
 
 

@@ -115,12 +115,14 @@ def write_indexes(files: Sequence[Path], root: Path | None, name: str, cache: Pa
     require(sum(counts.values()) > 0, f"{name} contains no images; use files that contain at least one")
     splits = np.concatenate([_row_splits(file, counts[file], splits_by_file[file], schemas[file]) for file in files])
     labels = _labels(schemas, counts, name)
+    signature = file_signature(list(files))
     found = sorted(set(splits.tolist()))
     for split in found:
         rows = splits == split
         chosen = labels.select(np.flatnonzero(rows))
         batches = _batches(schemas, rows, chosen.numbers)
-        write_index(cache / f"{split}.arrow", ENCODED, batches, {**label_metadata(chosen), "signature": ""})
+        metadata = {**label_metadata(chosen), "signature": signature}
+        write_index(cache / f"{split}.arrow", ENCODED, batches, metadata)
     return found
 
 
