@@ -137,12 +137,14 @@ def test_closed_folders_are_told(tmp_path):
     (tmp_path / "cache").mkdir()
     (tmp_path / "cache").chmod(0o777)
     code = (
-        "import os, sys; from pathlib import Path; from jepa.data import open_source; import jepa.data.sources.folder\n"
+        "import os, sys; from pathlib import Path; from jepa.data import open_source\n"
+        "open_source(sys.argv[3], Path(sys.argv[4])).open('train')\n"  # imports what the other user may not read
         "os.setuid(65534)\n"
         "index = open_source(sys.argv[1], Path(sys.argv[2])).open('train')\n"
         "print(len(index.files), *index.classes, *index.metadata['notes'], sep='; ')"
     )
-    command = [sys.executable, "-c", code, root, tmp_path / "cache"]
+    readable = write(tmp_path / "readable", "cat/1.png", "dog/1.png")
+    command = [sys.executable, "-c", code, root, tmp_path / "cache", readable, tmp_path / "other cache"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == (
         "2; cat; dog; 1 folder cannot be read: cow/ (Permission denied); "
