@@ -27,6 +27,13 @@ from jepa.train import train
 from tests.conftest import override, toy_images, write_parquet
 
 
+@pytest.fixture
+def few_centroids(monkeypatch):
+    """K-means with 800 centroids takes most of the time of these tests."""
+    monkeypatch.setattr("jepa.evaluation.pixel_baselines.NUM_CENTROIDS", 50)
+
+
+@pytest.mark.usefixtures("few_centroids")
 def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, capsys):
     run = train(dataclasses.replace(tiny, steps=40), tmp_path / "run").path
     saved_at = []
@@ -56,6 +63,7 @@ def test_full_without_labels_omits_the_baselines(tiny, tmp_path, capsys):
     assert not (run / "baselines").exists()
 
 
+@pytest.mark.usefixtures("few_centroids")
 @pytest.mark.parametrize(("classes", "size", "has_test_split"), [(2, 100, False), (4, 120, True)])
 def test_random_labels_score_at_chance_in_every_row(classes, size, has_test_split, tiny, tmp_path):
     """No row is scored on images whose labels it has seen."""
