@@ -29,7 +29,7 @@ from jepa.evaluation.labels import has_classes
 from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor, saccade_retrieval
-from jepa.evaluation.scores import MAX_PIXEL_IMAGES, score, score_encoders
+from jepa.evaluation.scores import pixel_subset, score, score_encoders
 from jepa.objectives import Objective
 from jepa.rng import Rng
 from jepa.runs import Run, fresh_objective, load_encoder, load_tensors
@@ -305,8 +305,7 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
     """
     if not run.has_classes:
         return {}
-    dataset, indices = run.train
-    fitted = Subset(dataset, indices[evenly_spaced(len(indices), MAX_PIXEL_IMAGES)])
+    fitted = pixel_subset(run.train)
     dim = run.encoders["trained"].backbone.dim
     scores = {"pca": score("PCA of pixels", *pca_features(pixel_features(*fitted), pixel_features(*run.test), dim))}
     dictionary = PatchDictionary(*fitted)
@@ -319,12 +318,12 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
 def train_supervised(run: EvaluationRun) -> Encoder:
     """Return the supervised counterpart of the run's encoder, training it or resuming its training if needed.
 
-    It is never trained on images that are scored: without a test split, the same images are held out from its training.
+    It is never trained on images that are scored: without a test split, they are held out from its training.
     """
     data = run.data
     if run.test.dataset is run.train.dataset:
-        data = dataclasses.replace(data, holdout=TEST_FRACTION)
-    # an even number of images per microbatch; there may be fewer images to fit on than in a batch of the run
+        data = dataclasses.replace(data, holdout=max(TEST_FRACTION, data.holdout))
+    # there may be fewer images than in a batch of the run; all microbatches must have the same size
     count = min(run.config.batch_size, len(run.train.indices)) // run.config.accumulate * run.config.accumulate
     config = dataclasses.replace(run.config, data=data, batch_size=max(count, run.config.accumulate))
     config = supervised_config(config, len(run.train.dataset.classes))

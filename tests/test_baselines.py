@@ -140,6 +140,17 @@ def test_a_labeled_test_split_alone_gives_no_accuracies(train_labels, tiny, tmp_
     assert "labels" in result["left_out"]
 
 
+@pytest.mark.parametrize("holdout", [0.05, 0.4])
+def test_the_supervised_baseline_holds_out_all_images_that_are_scored(holdout, tiny, tmp_path):
+    write_parquet(tmp_path / "data" / "train.parquet", *toy_images(60))
+    config = override(tiny, data__source=str(tmp_path / "data"), data__holdout=holdout, objective=SupervisedConfig(2))
+    run = EvaluationRun.open(train(override(config, steps=1), tmp_path / "run").path)
+    train_supervised(run)
+    baseline = Run(next((tmp_path / "run" / "baselines").glob("supervised-*"))).config
+    trained_on, _ = split_holdout(60, baseline.data.holdout)
+    assert not torch.isin(run.test.indices, trained_on).any()
+
+
 def test_unlabeled_images_have_no_supervised_loss(tiny):
     config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3, objective=SupervisedConfig(classes=3))
     objective = fresh_objective(config)

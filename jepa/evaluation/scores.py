@@ -17,7 +17,7 @@ from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
 from jepa.evaluation.labels import UNLABELED, has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe
 
-__all__ = ["MAX_DIMENSION_POINTS", "MAX_PIXEL_IMAGES", "score", "score_encoders"]
+__all__ = ["MAX_DIMENSION_POINTS", "pixel_subset", "score", "score_encoders"]
 
 MAX_PIXEL_IMAGES = 50_000  # maximum number of training images for raw pixels, 600 MB
 MAX_DIMENSION_POINTS = 10_000  # maximum number of images for the correlation dimension
@@ -44,14 +44,19 @@ def score_encoders(
             "feature_std": round(float(feature_std(test_features.x)), 5),
         }
         results[name] = score(name, train_features, test_features) | collapse
-    dataset, indices = train
     test_pixels = pixel_features(*test)
     train_pixels = dataclasses.replace(test_pixels, labels=None)  # nothing is fitted without classes
-    if train.labels is not None and has_classes(train.labels, test.labels):
-        known = indices[train.labels != UNLABELED]
-        train_pixels = pixel_features(dataset, known[evenly_spaced(len(known), MAX_PIXEL_IMAGES)])
+    if has_classes(train.labels, test.labels):
+        train_pixels = pixel_features(*pixel_subset(train))
     results["pixels"] = score("raw pixels", train_pixels, test_pixels)
     return results
+
+
+def pixel_subset(train: Subset) -> Subset:
+    """Return up to 50,000 evenly spaced labeled images, on which raw pixels and their baselines are fitted."""
+    assert train.labels is not None
+    known = train.indices[train.labels != UNLABELED]
+    return Subset(train.dataset, known[evenly_spaced(len(known), MAX_PIXEL_IMAGES)])
 
 
 def score(name: str, train: Features, test: Features) -> dict[str, Any]:
