@@ -1,7 +1,8 @@
 """Stateless random numbers: each draw is a function of (seed, step, purpose, position in the global batch).
 
-The numbers do not change when a run is resumed, or with the number of processes or microbatches. There is no generator
-state to save. Drawing for a whole batch takes a few tensor operations on the device.
+Shared draws do not depend on the position. The numbers do not change when a run is resumed, or with the number of
+processes or microbatches. There is no generator state to save. Drawing for a whole batch takes a few tensor operations
+on the device.
 """
 
 from __future__ import annotations
@@ -50,6 +51,24 @@ class Rng:
         The numbers depend on `purpose`, a name for their use. Raises `ValueError` if the purpose was already used, as a
         second draw would return the same numbers.
         """
+        return self._draw(purpose, self.positions, shape)
+
+    def shared(self, purpose: str, *shape: int) -> Tensor:
+        """Draw floats in [0, 1) of a shape that are the same for all images, processes and microbatches of the step.
+
+        Raises `ValueError` if the purpose was already used, by this method or by `uniform`.
+        """
+        first = torch.zeros(1, dtype=torch.long, device=self.positions.device)
+        numbers: Tensor = self._draw(purpose, first, shape)[0]
+        return numbers
+
+    def shared_normal(self, purpose: str, *shape: int) -> Tensor:
+        """Draw standard normal numbers like `shared`, by the Box-Muller transform."""
+        radius, angle = self.shared(purpose, 2, *shape)
+        numbers: Tensor = (-2 * (1 - radius).log()).sqrt() * (2 * math.pi * angle).cos()
+        return numbers
+
+    def _draw(self, purpose: str, positions: Tensor, shape: tuple[int, ...]) -> Tensor:
         if purpose in self._drawn:
             raise ValueError(
                 f"random numbers for '{purpose}' were already drawn in this step; use a distinct purpose per draw, and "
@@ -59,8 +78,8 @@ class Rng:
         name = f"{self.seed}/{self.step}/{purpose}".encode()
         key = int.from_bytes(hashlib.blake2b(name, digest_size=8).digest(), "little", signed=True)
         count = math.prod(shape)
-        index = torch.arange(count, device=self.positions.device)
-        base = _mix(self.positions.long() * _GOLDEN + key)
+        index = torch.arange(count, device=positions.device)
+        base = _mix(positions.long() * _GOLDEN + key)
         bits = _mix(base[:, None] + (index + 1) * _GOLDEN)
         return (_shift(bits, 40).float() / (1 << 24)).view(-1, *shape)  # a float32 has 24 significant bits
 

@@ -1,5 +1,7 @@
 """Random numbers: reproducible, uniform, and independent of the batch."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -45,3 +47,38 @@ def test_a_purpose_can_only_be_drawn_once():
         rng.uniform("crop", 5)
     assert torch.equal(first, Rng(0, 0, torch.arange(4)).uniform("crop", 5))
     assert not torch.equal(first, rng.uniform("crop, view 1", 5))
+
+
+def test_shared_numbers_do_not_depend_on_the_images():
+    one = Rng(3, 5, torch.arange(8)).shared("directions", 4, 6)
+    other = Rng(3, 5, torch.arange(100, 103)).shared("directions", 4, 6)
+    assert one.shape == (4, 6)
+    assert torch.equal(one, other)
+    for seed, step, purpose in ((4, 5, "directions"), (3, 6, "directions"), (3, 5, "noise")):
+        assert (Rng(seed, step, torch.arange(8)).shared(purpose, 4, 6) == one).float().mean() < 0.1
+
+
+def test_shared_numbers_are_uniform():
+    u = Rng(0, 7, torch.arange(2)).shared("x", 200_000)
+    assert u.min() >= 0
+    assert u.max() < 1
+    counts = torch.histc(u, 50, 0, 1)
+    assert float(((counts - 4000) ** 2 / 4000).sum()) < 86  # as above
+
+
+def test_a_purpose_is_drawn_once_by_any_method():
+    for first, second in itertools.permutations(("uniform", "shared", "shared_normal"), 2):
+        rng = Rng(0, 0, torch.arange(4))
+        getattr(rng, first)("x", 2)
+        with pytest.raises(ValueError, match="'x' were already drawn in this step"):
+            getattr(rng, second)("x", 2)
+
+
+def test_shared_normal_numbers_are_standard_normal():
+    z = Rng(0, 7, torch.arange(2)).shared_normal("x", 100_000, 2)
+    assert torch.isfinite(z).all()
+    assert z.mean(0).abs().max() < 0.01
+    assert torch.allclose(torch.cov(z.T), torch.eye(2), atol=0.02)
+    levels = torch.tensor([-2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0])
+    fractions = (z[..., None] < levels).float().mean((0, 1))
+    assert torch.allclose(fractions, torch.special.ndtr(levels), atol=0.005)
