@@ -1,4 +1,7 @@
-"""Regularizers that prevent collapse: variance and covariance over the global batch (VICReg, Bardes et al. 2022)."""
+"""Regularizers that prevent collapse, with statistics over the global batch.
+
+Variance and covariance (VICReg, Bardes et al. 2022), and SIGReg (LeJEPA, Balestriero & LeCun 2025).
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,9 @@ from torch import Tensor
 from jepa.distributed import all_sum, world_size
 from jepa.objectives.base import full_precision
 
-__all__ = ["covariance_matrix", "feature_std", "variance_covariance"]
+__all__ = ["covariance_matrix", "feature_std", "sigreg", "variance_covariance"]
+
+SIGREG_KNOTS, SIGREG_LIMIT = 17, 5.0  # trapezoidal rule on [-5, 5] (algorithm 1 of LeJEPA)
 
 
 def covariance_matrix(x: Tensor) -> Tensor:
@@ -42,3 +47,26 @@ def feature_std(x: Tensor) -> Tensor:
     It is 0 for collapsed features and 1 / sqrt(D) for isotropic ones.
     """
     return F.normalize(x, dim=-1).std(0, correction=0).mean()
+
+
+def sigreg(x: Tensor, directions: Tensor) -> Tensor:
+    """Return SIGReg of embeddings (…, B, D) along unit vectors (S, D), averaged over the leading dimensions (LeJEPA).
+
+    For each direction, it is the Epps-Pulley statistic N ∫ |φ(t) - exp(-t²/2)|² exp(-t²/2) dt of the projections of all
+    N embeddings of the global batch, with their empirical characteristic function φ(t) = mean exp(i t x). Its
+    expectation for standard normal embeddings is sqrt(2π) - sqrt(2π / 3) = 1.06. With gradient accumulation, N is the
+    size of a microbatch times the number of processes.
+    """
+    with torch.autocast(x.device.type, enabled=False):  # bf16 would round the phases
+        x = full_precision(x)
+        num_knots = SIGREG_KNOTS // 2  # only t > 0: the integrand is even, and 0 at t = 0
+        step = SIGREG_LIMIT / num_knots
+        t = step * torch.arange(1, num_knots + 1, dtype=x.dtype, device=x.device)
+        normal = (-t.square() / 2).exp()  # both the characteristic function and the weight
+        weights = 2 * step * normal
+        weights[-1] /= 2
+        phases = (x @ directions.to(x.dtype).T)[..., None] * t  # (…, B, S, T)
+        count = x.shape[-2] * world_size()
+        cos, sin = all_sum(torch.stack([phases.cos().sum(-3), phases.sin().sum(-3)])) / count  # (…, S, T) each
+        statistics: Tensor = count * ((cos - normal).square() + sin.square()) @ weights
+        return statistics.mean()
