@@ -18,6 +18,7 @@ from jepa.config import (
     FixationConfig,
     IJepaConfig,
     InputError,
+    LeJepaConfig,
     MaskConfig,
     SaccadeConfig,
     SupervisedConfig,
@@ -168,6 +169,9 @@ FIXATIONS = FixationConfig(view_fraction=0.5, shift=0.2)
         SaccadeConfig(hidden=8, variance=25.0, fixations=FIXATIONS),
         VICRegConfig(expander=8, variance=0.0, fixations=FIXATIONS),
         VICRegConfig(expander=8, fixations=FIXATIONS),
+        LeJepaConfig(hidden=8, sigreg=0.0),
+        LeJepaConfig(hidden=8),
+        LeJepaConfig(hidden=8, sigreg=0.9),
         SupervisedConfig(classes=2),
     ],
 )

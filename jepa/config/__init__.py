@@ -22,6 +22,7 @@ from jepa.config.base import (
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, require, suggest
 from jepa.config.ijepa import IJepaConfig
+from jepa.config.lejepa import LeJepaConfig
 from jepa.config.recipes import RECIPES, recipe
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.supervised import SupervisedConfig
@@ -45,6 +46,7 @@ __all__ = [
     "FixationConfig",
     "IJepaConfig",
     "InputError",
+    "LeJepaConfig",
     "MaskConfig",
     "ObjectiveConfig",
     "OptimConfig",

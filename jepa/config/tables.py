@@ -6,6 +6,7 @@ from jepa.config.backbones import ConvNetConfig, EnergyConfig, ViTConfig
 from jepa.config.base import BACKBONES, OBJECTIVES, SOURCES, SourceConfig
 from jepa.config.errors import InputError, suggest
 from jepa.config.ijepa import IJepaConfig
+from jepa.config.lejepa import LeJepaConfig
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.sources import (
     TORCHVISION,
@@ -25,6 +26,7 @@ __all__ = ["parse_source"]
 OBJECTIVES[IJepaConfig] = "jepa.objectives.ijepa:IJepa"
 OBJECTIVES[SaccadeConfig] = "jepa.objectives.saccade:Saccade"
 OBJECTIVES[VICRegConfig] = "jepa.objectives.vicreg:VICReg"
+OBJECTIVES[LeJepaConfig] = "jepa.objectives.lejepa:LeJepa"
 OBJECTIVES[SupervisedConfig] = "jepa.objectives.supervised:Supervised"
 
 BACKBONES[ViTConfig] = "jepa.backbones.vit:ViT"
