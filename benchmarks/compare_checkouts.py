@@ -75,6 +75,7 @@ CASES = {
     "vicreg": short("vicreg-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"),
     "vicreg, two processes": short("vicreg-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0", processes=2),
     "lejepa": short("lejepa-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"),
+    "mae": short("mae-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"),
     "ijepa-folder": short("ijepa-folder", "--data", "FOLDER", *SMALL_BATCH, "--eval-every", "0"),
     "saccade-folder": short(
         "saccade-folder", "--data", "FOLDER", "--batch-size", "8", "--backbone.name", "resnet10t",

@@ -179,6 +179,7 @@ from jepa.runs import fresh_objective
 
 OBJECTIVES = (
     LeJepaConfig(slices=16, hidden=24, projection=8, num_local=3, local_size=8, sigreg=0.3),
+    MAEConfig(decoder="16x1x2"),
 )
 
 def trained(config):
@@ -212,6 +213,7 @@ if __name__ == "__main__":
 
 
 def test_two_processes_equal_one(tmp_path):
+    """LeJEPA and the masked autoencoder, in one launch."""
     script, saved = tmp_path / "train.py", tmp_path / "states.pt"
     script.write_text(TRAIN)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]

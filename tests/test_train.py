@@ -19,6 +19,7 @@ from jepa.config import (
     IJepaConfig,
     InputError,
     LeJepaConfig,
+    MAEConfig,
     MaskConfig,
     SaccadeConfig,
     SupervisedConfig,
@@ -172,6 +173,7 @@ FIXATIONS = FixationConfig(view_fraction=0.5, shift=0.2)
         LeJepaConfig(hidden=8, sigreg=0.0),
         LeJepaConfig(hidden=8),
         LeJepaConfig(hidden=8, sigreg=0.9),
+        MAEConfig(decoder="16x1x2"),
         SupervisedConfig(classes=2),
     ],
 )

@@ -23,6 +23,7 @@ from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, require, suggest
 from jepa.config.ijepa import IJepaConfig
 from jepa.config.lejepa import LeJepaConfig
+from jepa.config.mae import MAEConfig
 from jepa.config.recipes import RECIPES, recipe
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.supervised import SupervisedConfig
@@ -47,6 +48,7 @@ __all__ = [
     "IJepaConfig",
     "InputError",
     "LeJepaConfig",
+    "MAEConfig",
     "MaskConfig",
     "ObjectiveConfig",
     "OptimConfig",

@@ -7,6 +7,7 @@ from jepa.config.base import BACKBONES, OBJECTIVES, SOURCES, SourceConfig
 from jepa.config.errors import InputError, suggest
 from jepa.config.ijepa import IJepaConfig
 from jepa.config.lejepa import LeJepaConfig
+from jepa.config.mae import MAEConfig
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.sources import (
     TORCHVISION,
@@ -27,6 +28,7 @@ OBJECTIVES[IJepaConfig] = "jepa.objectives.ijepa:IJepa"
 OBJECTIVES[SaccadeConfig] = "jepa.objectives.saccade:Saccade"
 OBJECTIVES[VICRegConfig] = "jepa.objectives.vicreg:VICReg"
 OBJECTIVES[LeJepaConfig] = "jepa.objectives.lejepa:LeJepa"
+OBJECTIVES[MAEConfig] = "jepa.objectives.mae:MAE"
 OBJECTIVES[SupervisedConfig] = "jepa.objectives.supervised:Supervised"
 
 BACKBONES[ViTConfig] = "jepa.backbones.vit:ViT"

@@ -86,7 +86,8 @@ SECTIONS = {
     ),
     "masks": (
         INPUTS_TITLE,
-        "The model predicts the representations of the target blocks from the context.",
+        "The model predicts the representations of the target blocks from the context, or the pixels of the masked "
+        "patches from the visible ones.",
     ),
     "saccades": (
         INPUTS_TITLE,

@@ -1,4 +1,4 @@
-"""Inputs of I-JEPA: the view, context and targets of several training images."""
+"""Inputs of I-JEPA and of masked autoencoders: views and masks of several training images."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from torch import Tensor
 from jepa.config import InputError
 from jepa.evaluate import EvaluationRun
 from jepa.objectives.ijepa import IJepaInputs
+from jepa.objectives.mae import MAEInputs
 from jepa.report.style import WIDTH, new_figure, show_image
 
 __all__ = ["masks"]
@@ -19,11 +20,13 @@ MASKED_GRAY = 0.88
 
 
 def masks(run: EvaluationRun) -> Figure:
-    """Draw the view, context and targets of several training images.
+    """Draw the view, context and targets (masked autoencoder: the visible patches) of several training images.
 
     Raises `InputError` if the objective has no masks.
     """
     inputs = run.sample_inputs(NUM_IMAGES)
+    if isinstance(inputs, MAEInputs):
+        return visible_patches(inputs, run.grid)
     if not isinstance(inputs, IJepaInputs):
         raise InputError(
             f"the objective {run.config.objective.kind} has no masks to draw; run 'jepa plot {run.folder.path}' to "
@@ -46,6 +49,20 @@ def masks(run: EvaluationRun) -> Figure:
     titles = ["view", "context", *(f"target {i + 1}" for i in range(num_targets))]
     for axes, title in zip(axes_grid[0], titles, strict=True):
         axes.set_title(title)
+    return figure
+
+
+def visible_patches(inputs: MAEInputs, grid: tuple[int, int]) -> Figure:
+    """Draw views, and their visible patches below them."""
+    views = inputs.images.cpu()
+    figure = new_figure(0.25 + 2 * WIDTH / len(views) * 1.02)
+    columns = figure.subplots(2, len(views), squeeze=False).T
+    for (above, below), view, indices in zip(columns, views, inputs.visible, strict=True):
+        visible = token_map(indices, torch.ones_like(indices, dtype=torch.bool), grid)
+        show_image(above, view)
+        show_image(below, hide_tokens(view, ~visible))
+        above.set_title("view")
+        below.set_title("visible")
     return figure
 
 
