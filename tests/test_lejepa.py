@@ -9,6 +9,7 @@ import sys
 import pytest
 import torch
 
+import jepa
 from jepa.config import Config, ConvNetConfig, CropConfig, EnergyConfig, InputError, LeJepaConfig
 from jepa.config.arguments import parse_train_arguments
 from jepa.data import Batch
@@ -117,10 +118,12 @@ def test_without_local_views_global_views_predict_their_mean(config):
 
 def test_training_lowers_the_loss_without_collapse(config, tmp_path):
     config = override(config, steps=40, batch_size=16, save_every=100, optim__lr=3e-3, objective__sigreg=0.5)
-    records = train(config, tmp_path / "run").metrics()
+    run = train(config, tmp_path / "run")
+    records = run.metrics()
     losses = [record["loss"] for record in records]
     assert sum(losses[-10:]) < 0.9 * sum(losses[:10])
     assert records[-1]["sigreg"] < 3.3  # half of the value for collapsed projections
+    assert jepa.load(str(run.path)).embed(torch.zeros(2, 3, 20, 20)).shape == (2, 32)
 
 
 def test_a_convnet_encodes_both_sizes(config):

@@ -20,7 +20,7 @@ class LeJepaConfig(ObjectiveConfig):
     kind: ClassVar[str] = "lejepa"
 
     sigreg: float = 0.05
-    """Weight λ of SIGReg, which makes the projections of each view standard normal; the prediction loss has weight
+    """Weight λ of SIGReg, which makes the projections of each view standard normal. The prediction loss is weighted by
     1 - λ. For collapsed projections, SIGReg is proportional to the batch size, so small batches need a larger λ."""
     slices: int = 1024
     """Number of random directions along which SIGReg compares the projections with a normal distribution."""
