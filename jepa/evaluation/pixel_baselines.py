@@ -37,11 +37,12 @@ def pca_features(train: Features, test: Features, dim: int) -> tuple[Features, F
 class PatchDictionary:
     """K-means centroids of whitened patches.
 
-    The features of an image are the similarities of its patches to each centroid, averaged over each quadrant.
+    The features of an image are the similarities of its patches to each centroid, averaged over each quadrant. `seed`
+    determines which patches are sampled and the initial centroids.
     """
 
-    def __init__(self, dataset: ImageDataset, indices: Tensor) -> None:
-        generator = torch.Generator().manual_seed(0)
+    def __init__(self, dataset: ImageDataset, indices: Tensor, seed: int = 0) -> None:
+        generator = torch.Generator().manual_seed(seed)
         sampled = indices[evenly_spaced(len(indices), MAX_DICTIONARY_IMAGES)]
         patches_per_image = -(-NUM_DICTIONARY_PATCHES // len(sampled))
         samples = []
