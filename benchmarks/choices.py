@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 
+from jepa.backbones import copy_fitted_layers
 from jepa.data import open_dataset
 from jepa.evaluation.features import FeatureStore, Subset
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
@@ -39,6 +40,7 @@ def main() -> None:
         objective = fresh_objective(run.config)
         untrained = copy.deepcopy(objective.main_encoder)
         load_tensors(run.load()[0], objective, where=run.checkpoint())
+        copy_fitted_layers(untrained, objective.main_encoder)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
         dataset = open_dataset(run.config.data)

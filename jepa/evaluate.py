@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.backbones import Encoder
+from jepa.backbones import Encoder, copy_fitted_layers
 from jepa.config import Config, DataConfig, InputError, SupervisedConfig
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
@@ -96,6 +96,7 @@ class EvaluationRun:
         objective = fresh_objective(config).to(device)
         untrained = copy.deepcopy(objective.main_encoder)
         load_tensors(tensors, objective, where=folder.checkpoint())
+        copy_fitted_layers(untrained, objective.main_encoder)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
         train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, config, metadata["images"])

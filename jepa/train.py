@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa import distributed
+from jepa.backbones import fit_layers, has_fitted_layers
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with
@@ -30,7 +31,7 @@ from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import changes_allowed, loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
 from jepa.data.inspect import summarize_source
-from jepa.data.stats import measure_statistics
+from jepa.data.stats import measure_statistics, sample_images
 from jepa.evaluation.online import evaluate_online
 from jepa.logger import TrainingLogger
 from jepa.objectives import Objective
@@ -87,6 +88,8 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         distributed.sync_batchnorm(objective)
         optimizer = build_optimizer(objective, config.optim)
         run, step, seconds = start_run(config, path, resume, objective=objective, optimizer=optimizer, dataset=dataset)
+        if step == 0 and has_fitted_layers(objective):
+            fit_layers(objective, sample_images(dataset, config.data.size))
         compiled: nn.Module = torch.compile(objective) if config.compile else objective  # type: ignore[assignment]
         precision = config.precision if config.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")

@@ -11,7 +11,16 @@ import pytest
 import torch
 from PIL import Image
 
-from jepa.config import Config, ConvNetConfig, DataConfig, IJepaConfig, MaskConfig, OptimConfig, ViTConfig
+from jepa.config import (
+    Config,
+    ConvNetConfig,
+    DataConfig,
+    IJepaConfig,
+    MaskConfig,
+    OptimConfig,
+    PlainConvNetConfig,
+    ViTConfig,
+)
 from jepa.runs import Run
 
 
@@ -108,6 +117,8 @@ def reduced(config: Config, source: str) -> Config:
     """The same experiment with tiny networks, on tiny images."""
     if isinstance(config.backbone, ConvNetConfig):
         backbone = dataclasses.replace(config.backbone, name="convnext_atto", small_stem=True)
+    elif isinstance(config.backbone, PlainConvNetConfig):
+        backbone = dataclasses.replace(config.backbone, width=8, dim=32)
     else:
         backbone = dataclasses.replace(config.backbone, size="32x4x2", patch=4)
     data = dataclasses.replace(

@@ -102,13 +102,16 @@ def test_one_flag_replaces_the_backbone(capsys, config_file, tmp_path):
         ),
         (
             ["train", "--backbone", "enrgy"],
-            "--backbone must be one of vit, energy, convnet, got 'enrgy'; did you mean 'energy'?",
+            "--backbone must be one of vit, energy, convnet, plain-convnet, got 'enrgy'; did you mean 'energy'?",
         ),
         (
             ["train", "--backbone", "energy", "--backbone.alpha", "-1"],
             "backbone.alpha must be between 1e-06 and 1e+06, got -1.0",
         ),
-        (["train", "--backbone", "--steps", "1"], "--backbone has no value; give one of vit, energy, convnet"),
+        (
+            ["train", "--backbone", "--steps", "1"],
+            "--backbone has no value; give one of vit, energy, convnet, plain-convnet",
+        ),
         (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "96 is not divisible by 5 heads"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),
         (["train", "--device", "tpu9"], "device must be auto, cpu, cuda, cuda:1 or mps, got 'tpu9'"),

@@ -143,7 +143,7 @@ def test_a_convnet_encodes_both_sizes(config):
         ({"local_size": 10}, "objective.local_size is 10x10, but the backbone vit cannot encode images of this size"),
         ({"local_size": (8, 20)}, "objective.local_size must be between 1 pixel and the image size of 16x16, got 8x20"),
         ({"local_size": 0}, "objective.local_size must be between 1 pixel and the image size of 16x16, got 0x0"),
-        ({"batch_size": 1}, "a variance over the batch needs at least 2 images"),
+        ({"batch_size": 1}, "the losses compare the images of a microbatch, which needs at least 2"),
         (
             {"backbone": ConvNetConfig("resnet18", small_stem=True), "local_size": 4},
             "objective.local_size is 4x4, smaller than the stride of the backbone, 8",

@@ -254,7 +254,7 @@ def test_both_objectives_have_the_same_fixations(tiny):
             "fixations.shift is 0.28, but with view_fraction 0.9",
         ),
         ({"data": {"canvas": 12}}, "smaller than the view of 16x16"),
-        ({"batch_size": 1}, "but a variance over the batch"),
+        ({"batch_size": 1}, "but the losses compare the images of a microbatch"),
         (
             {"batch_size": 1, "objective": {"variance": 0.0, "covariance": 0.0}},
             "a BatchNorm needs at least 2 images per microbatch, got batch_size 1 for 1 microbatch(es)",

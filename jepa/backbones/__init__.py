@@ -1,16 +1,21 @@
 """Backbones, which map images to tokens."""
 
 from jepa.backbones.base import Backbone, Encoder, Tokens, Trunk, eval_mode, sincos_positions, take
+from jepa.backbones.whitening import FittedLayer, copy_fitted_layers, fit_layers, has_fitted_layers
 from jepa.config import BACKBONES, BackboneConfig, DataConfig, parse_width
 
 __all__ = [
     "Backbone",
     "Encoder",
+    "FittedLayer",
     "Tokens",
     "Trunk",
     "build_encoder",
     "build_trunk",
+    "copy_fitted_layers",
     "eval_mode",
+    "fit_layers",
+    "has_fitted_layers",
     "sincos_positions",
     "take",
 ]

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from einops import rearrange
 from torch import Tensor, nn
 
 from jepa.backbones.base import Backbone, Tokens, Trunk, sincos_positions, take
+from jepa.backbones.whitening import WhiteningFilters
 from jepa.config import InputError
 
 __all__ = ["PatchBackbone"]
@@ -89,6 +91,8 @@ def build_stem(kind: str, channels: int, dim: int, patch_size: int) -> nn.Sequen
     """Build the stem, which maps images (B, C, H, W) to tokens (B, D, H / patch_size, W / patch_size)."""
     if kind == "linear":
         layers: list[nn.Module] = [nn.Conv2d(channels, dim, patch_size, patch_size)]
+    elif kind == "whitening":
+        layers = whitening_stem(channels, dim, patch_size)
     else:
         kernel, padding = (3, 1) if kind == "conv" else (2, 0)
         num_layers = int(math.log2(patch_size))
@@ -105,3 +109,16 @@ def build_stem(kind: str, channels: int, dim: int, patch_size: int) -> nn.Sequen
             nn.init.trunc_normal_(layer.weight, std=0.02 if kind == "linear" else math.sqrt(2 / fan_in))
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers)
+
+
+def whitening_stem(channels: int, dim: int, patch_size: int) -> list[nn.Module]:
+    """Build whitening filters with stride 2, followed by 2x2 convolutions with stride 2 and GELU in between."""
+    filters = WhiteningFilters(channels, kernel=4, stride=2, padding=1)
+    num_convs = int(math.log2(patch_size)) - 1
+    widths = [filters.out_channels, *(max(dim >> (num_convs - i), 16) for i in range(1, num_convs)), dim]
+    if num_convs == 0:
+        return [filters, nn.Conv2d(filters.out_channels, dim, 1)]
+    layers: list[nn.Module] = [filters]
+    for in_channels, out_channels in pairwise(widths):
+        layers += [nn.Conv2d(in_channels, out_channels, 2, 2), nn.GELU()]
+    return layers[:-1]

@@ -5,7 +5,14 @@ The docstring under a field is its help text on the command line. Nothing here i
 
 from __future__ import annotations
 
-from jepa.config.backbones import ConvNetConfig, EnergyConfig, ViTConfig, is_power_of_two, parse_width
+from jepa.config.backbones import (
+    ConvNetConfig,
+    EnergyConfig,
+    PlainConvNetConfig,
+    ViTConfig,
+    is_power_of_two,
+    parse_width,
+)
 from jepa.config.base import (
     BACKBONES,
     OBJECTIVES,
@@ -53,6 +60,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "PartTable",
+    "PlainConvNetConfig",
     "SaccadeConfig",
     "SourceConfig",
     "SupervisedConfig",

@@ -10,7 +10,15 @@ from jepa.config.base import BackboneConfig
 from jepa.config.data import DataConfig
 from jepa.config.errors import require, suggest
 
-__all__ = ["VIT_SIZES", "ConvNetConfig", "EnergyConfig", "ViTConfig", "is_power_of_two", "parse_width"]
+__all__ = [
+    "VIT_SIZES",
+    "ConvNetConfig",
+    "EnergyConfig",
+    "PlainConvNetConfig",
+    "ViTConfig",
+    "is_power_of_two",
+    "parse_width",
+]
 
 VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
@@ -90,9 +98,10 @@ class ViTConfig(BackboneConfig):
     """tiny, small, base, large, huge, giant, or DIMxDEPTH[xHEADS], such as 192x6x3."""
     patch: int = 16
     """Side of a patch, in pixels."""
-    stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders) or
-    patch-conv (each token depends on its own patch only)."""
+    stem: Literal["linear", "conv", "patch-conv", "whitening"] = "linear"
+    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders),
+    patch-conv (each token depends on its own patch only), or whitening (4x4 filters computed from the images and
+    not learned, then 2x2 convolutions; looks one pixel across patch borders)."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
@@ -122,9 +131,10 @@ class EnergyConfig(BackboneConfig):
     192x12x3."""
     patch: int = 16
     """Side of a patch, in pixels."""
-    stem: Literal["linear", "conv", "patch-conv"] = "linear"
-    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders) or
-    patch-conv (each token depends on its own patch only)."""
+    stem: Literal["linear", "conv", "patch-conv", "whitening"] = "linear"
+    """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders),
+    patch-conv (each token depends on its own patch only), or whitening (4x4 filters computed from the images and
+    not learned, then 2x2 convolutions; looks one pixel across patch borders)."""
     positions: Literal["sincos", "learned"] = "sincos"
     """Fixed sin-cos position embeddings, or learned ones (the paper)."""
     memory: Literal["relu", "softmax"] = "relu"
@@ -178,3 +188,29 @@ class ConvNetConfig(BackboneConfig):
     """Name of a timm model: convnext_atto, resnet18, efficientnet_b0, …"""
     small_stem: bool = False
     """Halve the stride of the first layer and remove a pooling layer after it, for images of about 32 pixels."""
+
+
+@dataclass(frozen=True)
+class PlainConvNetConfig(BackboneConfig):
+    """A small ConvNet for short trainings: whitening filters, then 3x3 convolutions with BatchNorm."""
+
+    kind: ClassVar[str] = "plain-convnet"
+    maskable: ClassVar[bool] = False
+
+    width: int = 32
+    """Number of channels before the first stage; each stage doubles it."""
+    stages: int = 3
+    """Number of stages, with a pooling in between; a token covers 2^stages x 2^stages pixels."""
+    dim: int = 1024
+    """Number of channels of the last layer, the width of a token."""
+
+    def __post_init__(self) -> None:
+        for name in ("width", "dim"):
+            value = getattr(self, name)
+            require(value >= 1, f"backbone.{name} must be an integer of at least 1, got {value}")
+        require(1 <= self.stages <= 8, f"backbone.stages must be an integer between 1 and 8, got {self.stages}")
+
+    @property
+    def stride(self) -> int:
+        """Side of the square that a token covers, in pixels."""
+        return int(2**self.stages)

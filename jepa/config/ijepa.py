@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 
 from jepa.config.backbones import parse_width
 from jepa.config.base import Config, ObjectiveConfig
-from jepa.config.checks import check_batch_size, check_half_lives, check_weights
+from jepa.config.checks import check_batch_size, check_half_lives, check_patch_codes, check_weights
 from jepa.config.errors import require
 from jepa.config.transforms import CropConfig, MaskConfig
 
@@ -28,6 +28,9 @@ class IJepaConfig(ObjectiveConfig):
     """Weight of the variance term on the averaged context tokens, which prevents small models from collapsing."""
     covariance: float = 0.0
     """Weight of the covariance term on the averaged context tokens."""
+    patch_codes: float = 0.0
+    """Weight of the InfoNCE loss between codes of whitened patches and their prediction from the averaged context
+    tokens."""
     ema_half_life: float = 173.0
     """Half-life of the target encoder's moving average at the first step, in steps; 173 is equivalent to a
     momentum of 0.996."""
@@ -38,7 +41,7 @@ class IJepaConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         parse_width(self.predictor, "objective.predictor")
-        check_weights(self, ("variance", "covariance"))
+        check_weights(self, ("variance", "covariance", "patch_codes"))
         check_half_lives(self)
 
     def check_experiment(self, config: Config) -> None:
@@ -48,5 +51,7 @@ class IJepaConfig(ObjectiveConfig):
             f"the objective ijepa masks the input of its encoder, which a {config.backbone.kind} does not support; "
             "choose --backbone vit or --backbone energy, or a saccade recipe",
         )
-        if self.variance or self.covariance:
+        if self.variance or self.covariance or self.patch_codes:
             check_batch_size(config)
+        if self.patch_codes:
+            check_patch_codes(config)

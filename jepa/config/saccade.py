@@ -8,13 +8,13 @@ from typing import ClassVar
 
 from jepa.config.backbones import parse_width
 from jepa.config.base import Config, ObjectiveConfig
-from jepa.config.checks import check_batch_size, check_half_lives, check_weights
+from jepa.config.checks import check_batch_size, check_half_lives, check_patch_codes, check_weights
 from jepa.config.errors import require
 from jepa.config.transforms import CropConfig, FixationConfig
 
 __all__ = ["SaccadeConfig"]
 
-LOSSES = ("prediction", "cycle", "invariance", "variance", "covariance", "inverse")
+LOSSES = ("prediction", "cycle", "invariance", "variance", "covariance", "inverse", "patch_codes")
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,9 @@ class SaccadeConfig(ObjectiveConfig):
     """Weight of the covariance term on the student's embeddings."""
     inverse: float = 0.0
     """Weight of the loss of a head that predicts the saccade from both embeddings."""
+    patch_codes: float = 0.0
+    """Weight of the InfoNCE loss between the predicted and the true codes of whitened patches after the saccade. The
+    codes are those of a teacher that is not learned."""
     hinge: float = 1.0
     """Target standard deviation of the variance hinge (γ in VICReg)."""
     ema_half_life: float = 69.0
@@ -63,8 +66,10 @@ class SaccadeConfig(ObjectiveConfig):
     def check_experiment(self, config: Config) -> None:
         """Require views that stay within the image, and a batch large enough for the variance term."""
         self.fixations.check_canvas(config.data.canvas_size, config.data.size)
-        if self.variance or self.covariance:
+        if self.variance or self.covariance or self.patch_codes:
             check_batch_size(config)
+        if self.patch_codes:
+            check_patch_codes(config)
 
     def supervised_crop(self) -> CropConfig:
         """Return random crops whose smallest area is that of a view."""

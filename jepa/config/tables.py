@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from jepa.config.backbones import ConvNetConfig, EnergyConfig, ViTConfig
+from jepa.config.backbones import ConvNetConfig, EnergyConfig, PlainConvNetConfig, ViTConfig
 from jepa.config.base import BACKBONES, OBJECTIVES, SOURCES, SourceConfig
 from jepa.config.errors import InputError, suggest
 from jepa.config.ijepa import IJepaConfig
@@ -34,6 +34,7 @@ OBJECTIVES[SupervisedConfig] = "jepa.objectives.supervised:Supervised"
 BACKBONES[ViTConfig] = "jepa.backbones.vit:ViT"
 BACKBONES[EnergyConfig] = "jepa.backbones.energy_transformer:EnergyTransformer"
 BACKBONES[ConvNetConfig] = "jepa.backbones.convnet:ConvNet"
+BACKBONES[PlainConvNetConfig] = "jepa.backbones.plain_convnet:PlainConvNet"
 
 SOURCES[SampleSource] = "jepa.data.sources.parquet:Sample"
 SOURCES[FolderSource] = "jepa.data.sources.folder:Folder"

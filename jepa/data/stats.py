@@ -1,18 +1,22 @@
-"""Mean and standard deviation of the pixels, for normalization."""
+"""Statistics of the pixels: mean and standard deviation for normalization, and images to fit a first layer to."""
 
 from __future__ import annotations
 
 import dataclasses
 
 import torch
+from torch import Tensor
 
 from jepa.config import DataConfig, InputError
 from jepa.data.dataset import ImageDataset, progress
 from jepa.data.index import evenly_spaced
+from jepa.transforms.crop import resize
 
-__all__ = ["measure_statistics"]
+__all__ = ["measure_statistics", "sample_images"]
 
 MAX_MEASURED_IMAGES = 2000  # maximum number of images read
+MAX_SAMPLED_PIXELS = 2000 * 45 * 45  # approximate maximum number of pixels that a first layer is fitted to
+MIN_SAMPLED_IMAGES = 100  # minimum number of images that it is fitted to
 
 
 def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
@@ -40,3 +44,13 @@ def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
     std = (sums[1] / count - mean.square()).clamp(min=1e-6).sqrt()
     rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]
     return dataclasses.replace(config, mean=config.mean or rounded[0], std=config.std or rounded[1])
+
+
+def sample_images(dataset: ImageDataset, size: tuple[int, int]) -> Tensor:
+    """Return evenly spaced images (N, C, *size) in [0, 1]: up to 2,000, fewer if they are larger than 45 pixels."""
+    count = min(MAX_MEASURED_IMAGES, max(MIN_SAMPLED_IMAGES, MAX_SAMPLED_PIXELS // (size[0] * size[1])))
+    sampled = []
+    for indices in progress(evenly_spaced(len(dataset), count).split(50), "fitting the first layer"):
+        batch = dataset.read(indices)
+        sampled.append(resize(batch.pixels[batch.readable], size))
+    return torch.cat(sampled)

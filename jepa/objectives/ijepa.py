@@ -16,6 +16,8 @@ from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_po
 from jepa.config import Config, IJepaConfig
 from jepa.data import Batch
 from jepa.objectives.base import Objective, ema_update
+from jepa.objectives.contrastive import info_nce
+from jepa.objectives.patch_codes import CodeTeacher
 from jepa.objectives.regularizers import feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
@@ -23,6 +25,8 @@ from jepa.transforms.crop import crop
 from jepa.transforms.masks import Masks, MaskSampler
 
 __all__ = ["IJepa", "IJepaInputs", "Predictor"]
+
+CODE_HIDDEN = 512  # width of the hidden layer that predicts codes of patches
 
 
 class IJepaInputs(NamedTuple):
@@ -78,6 +82,10 @@ class IJepa(Objective):
         self.grid = (self.size[0] // stride, self.size[1] // stride)
         trunk = build_trunk(config.backbone, self.config.predictor)
         self.predictor = Predictor(*trunk, self.context.backbone.dim, self.grid)
+        self.code_teacher: CodeTeacher | None = None
+        if self.config.patch_codes:
+            self.code_teacher = CodeTeacher(config.data.channels)
+            self.code_predictor = code_predictor(self.context.backbone.dim, self.code_teacher.dim)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
         self.masks = MaskSampler(self.config.masks, self.grid)
 
@@ -106,6 +114,10 @@ class IJepa(Objective):
             variance, covariance = variance_covariance(pooled)
             losses["loss"] = prediction + self.config.variance * variance + self.config.covariance * covariance
             losses |= {"variance": variance.detach(), "covariance": covariance.detach()}
+        if self.code_teacher is not None:
+            codes = info_nce(self.code_predictor(pooled), self.code_teacher(images))
+            losses["loss"] = losses["loss"] + self.config.patch_codes * codes
+            losses["patch_codes"] = codes.detach()
         losses["padding"] = 1 - masks.context_valid.float().mean()
         losses["feature_std"] = feature_std(encoded.mean(1).float())
         return losses
@@ -143,6 +155,11 @@ class IJepa(Objective):
             f"try --objective.variance {variance:g} --objective.covariance {covariance:g}, a lower --optim.lr, or an "
             f"--objective.ema-half-life above {self.config.ema_half_life:g}"
         )
+
+
+def code_predictor(dim: int, out: int) -> nn.Sequential:
+    """Build the MLP that predicts the code of a view from its average context token."""
+    return nn.Sequential(nn.Linear(dim, CODE_HIDDEN), nn.GELU(), nn.Linear(CODE_HIDDEN, out))
 
 
 def masked_mean(x: Tensor, valid: Tensor) -> Tensor:

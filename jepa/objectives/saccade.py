@@ -17,6 +17,8 @@ from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, eval_mode
 from jepa.config import Config, SaccadeConfig
 from jepa.data import Batch
 from jepa.objectives.base import Objective, check_batchnorm, ema_update, full_precision
+from jepa.objectives.contrastive import info_nce
+from jepa.objectives.patch_codes import CodeTeacher
 from jepa.objectives.regularizers import feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
@@ -78,13 +80,13 @@ class SaccadeCode(nn.Module):
 class MLPPredictor(nn.Module):
     """Predicts an embedding after a saccade from the embedding before it."""
 
-    def __init__(self, dim: int, hidden: int, features: int) -> None:
+    def __init__(self, dim: int, hidden: int, out: int, features: int) -> None:
         super().__init__()
         self.saccade = nn.Linear(features, dim)
-        self.layers = mlp(dim, hidden, dim)
+        self.layers = mlp(dim, hidden, out)
 
     def forward(self, x: Tensor, saccade: Tensor) -> Tensor:
-        """Map embeddings (B, D) and saccade features (B, F) to embeddings (B, D)."""
+        """Map embeddings (B, D) and saccade features (B, F) to embeddings (B, out)."""
         return self.layers(x + self.saccade(saccade))  # type: ignore[no-any-return]
 
 
@@ -123,10 +125,14 @@ class Saccade(Objective):
         self.inverse: nn.Sequential | None = None
         if self.config.prediction or self.config.cycle:
             if self.config.predictor == "mlp":
-                self.predictor = MLPPredictor(dim, self.config.hidden, features)
+                self.predictor = MLPPredictor(dim, self.config.hidden, dim, features)
             else:
                 trunk = build_trunk(config.backbone, self.config.predictor)
                 self.predictor = GridPredictor(*trunk, dim, grid_of(self.context, config.data.size), features)
+        self.code_teacher: CodeTeacher | None = None
+        if self.config.patch_codes:
+            self.code_teacher = CodeTeacher(config.data.channels)
+            self.code_predictor = MLPPredictor(dim, self.config.hidden, self.code_teacher.dim, features)
         if self.config.inverse:
             self.inverse = mlp(2 * dim, self.config.hidden, len(self.geometry.num_octaves()))
 
@@ -157,6 +163,10 @@ class Saccade(Objective):
                 terms["prediction"] = F.huber_loss(predicted, teacher)
             if weights.cycle:
                 terms["cycle"] = F.huber_loss(self.predict(predicted, inputs.saccade.inverse()), student)
+        if self.code_teacher is not None:
+            movement = self.code(self.geometry.normalized(inputs.saccade)).to(context.dtype)
+            codes = self.code_teacher(inputs.target)
+            terms["patch_codes"] = info_nce(self.code_predictor(context, movement), codes)
         if weights.invariance:
             terms["invariance"] = F.mse_loss(context, target)
         if weights.variance or weights.covariance:
