@@ -11,7 +11,6 @@ fifth of small datasets). The encoder is trained on all of them, without labels.
 
 from __future__ import annotations
 
-import copy
 import subprocess
 import sys
 import tempfile
@@ -19,13 +18,12 @@ from pathlib import Path
 
 import torch
 
-from jepa.backbones import copy_fitted_layers
 from jepa.data import open_dataset
 from jepa.evaluation.features import FeatureStore, Subset
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
 from jepa.evaluation.scores import score_encoders
 from jepa.report.text import saccade_retrieval_table, score_table
-from jepa.runs import Run, fresh_objective, load_tensors
+from jepa.runs import Run, load_objective
 
 MAX_FIT_IMAGES, MAX_SCORED_IMAGES = 20_000, 5000
 
@@ -37,10 +35,7 @@ def main() -> None:
         flags = [*sys.argv[1:], "--run", str(path), "--eval-every", "0"]
         subprocess.run([sys.executable, "-m", "jepa", "train", *flags], check=True)
         run = Run.open(path)
-        objective = fresh_objective(run.config)
-        untrained = copy.deepcopy(objective.main_encoder)
-        load_tensors(run.load()[0], objective, where=run.checkpoint())
-        copy_fitted_layers(untrained, objective.main_encoder)
+        objective, untrained, _ = load_objective(run)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
         dataset = open_dataset(run.config.data)

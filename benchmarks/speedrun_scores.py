@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -22,7 +21,7 @@ from jepa.evaluation.linear_probe import linear_probe
 from jepa.evaluation.pca import principal_axes
 from jepa.evaluation.pixel_baselines import PatchDictionary
 from jepa.rng import Rng
-from jepa.runs import Run, fresh_objective, load_tensors
+from jepa.runs import Run, fresh_objective, load_objective
 from jepa.transforms.crop import resize
 
 __all__ = ["SCORES", "load_encoders", "parameter_count", "score_encoder", "score_patches", "training_flops"]
@@ -100,9 +99,7 @@ def score_patches(dictionary: PatchDictionary, train: Subset, test: Subset) -> d
 
 def load_encoders(run: Run, device: torch.device) -> tuple[Encoder, Encoder]:
     """Return the main encoder of the last checkpoint of a run, and the same encoder before training."""
-    objective = fresh_objective(run.config)
-    untrained = copy.deepcopy(objective.main_encoder)
-    load_tensors(run.load()[0], objective, where=run.checkpoint())
+    objective, untrained, _ = load_objective(run)
     return objective.main_encoder.to(device), untrained.to(device)
 
 

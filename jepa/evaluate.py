@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 import hashlib
 import json
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa.backbones import Encoder, copy_fitted_layers
+from jepa.backbones import Encoder
 from jepa.config import Config, DataConfig, InputError, SupervisedConfig
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
@@ -32,7 +31,7 @@ from jepa.evaluation.saccade_retrieval import has_saccade_predictor, saccade_ret
 from jepa.evaluation.scores import pixel_subset, score, score_encoders
 from jepa.objectives import Objective
 from jepa.rng import Rng
-from jepa.runs import Run, fresh_objective, load_encoder, load_tensors
+from jepa.runs import Run, load_encoder, load_objective
 from jepa.train import train
 from jepa.version import __version__
 
@@ -91,12 +90,9 @@ class EvaluationRun:
         data = config.data
         if source is not None:  # its images may vary in size: crop them to the input size of the encoder
             data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
-        tensors, metadata = folder.load()
+        objective, untrained, metadata = load_objective(folder)
         device = pick_device("auto")
-        objective = fresh_objective(config).to(device)
-        untrained = copy.deepcopy(objective.main_encoder)
-        load_tensors(tensors, objective, where=folder.checkpoint())
-        copy_fitted_layers(untrained, objective.main_encoder)
+        objective, untrained = objective.to(device), untrained.to(device)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
         train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, config, metadata["images"])

@@ -6,6 +6,7 @@ killed at any moment.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Iterator
@@ -18,14 +19,14 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from jepa.backbones import Encoder
+from jepa.backbones import Encoder, copy_fitted_layers
 from jepa.config import CodeConfig, Config, InputError
 from jepa.config.serialization import read_config, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.files import atomic_write
 from jepa.objectives import Objective, build_objective
 
-__all__ = ["Run", "fresh_objective", "load_encoder", "load_tensors", "to_tensors"]
+__all__ = ["Run", "fresh_objective", "load_encoder", "load_objective", "load_tensors", "to_tensors"]
 
 METADATA_KEYS = {"2": "metadata", "1": "facts"}  # in the header of a checkpoint, by its format; 1 is version 0.1.0
 FORMAT = next(iter(METADATA_KEYS))
@@ -241,6 +242,21 @@ def fresh_objective(config: Config) -> Objective:
         return build_objective(config)
 
 
+def load_objective(run: Run, checkpoint: str = "last") -> tuple[Objective, Encoder, dict[str, Any]]:
+    """Load the objective of a run, its main encoder before training, and the metadata of the checkpoint.
+
+    The untrained encoder has the initial weights of the run, and those fitted layers that the checkpoint has. Raises
+    `InputError` if the checkpoint is missing, damaged, or of a different architecture.
+    """
+    config = run.config
+    tensors, metadata = run.load(checkpoint)
+    objective = fresh_objective(config)
+    untrained = copy.deepcopy(objective.main_encoder)
+    load_tensors(tensors, objective, where=run.checkpoint(checkpoint))
+    copy_fitted_layers(untrained, objective.main_encoder)
+    return objective, untrained, metadata
+
+
 def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str = "last") -> Encoder:
     """Load a trained encoder, by default the main one, from a run folder or one of its checkpoints, in evaluation mode.
 
@@ -251,9 +267,7 @@ def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str =
         run, checkpoint = Run.open(given.parent.parent), given.stem
     else:
         run = Run.open(given)
-    tensors, _ = run.load(checkpoint)
-    objective = fresh_objective(run.config)
-    load_tensors(tensors, objective, where=run.checkpoint(checkpoint))
+    objective, _, _ = load_objective(run, checkpoint)
     encoders = objective.encoders()
     if encoder is not None and encoder not in encoders:
         raise InputError(f"there is no encoder '{encoder}'; {run.path} has {', '.join(encoders)}")

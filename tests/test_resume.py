@@ -11,7 +11,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa.config import Config, ConvNetConfig, EnergyConfig, FixationConfig, SaccadeConfig, VICRegConfig
+from jepa.config import (
+    Config,
+    ConvNetConfig,
+    EnergyConfig,
+    FixationConfig,
+    PlainConvNetConfig,
+    SaccadeConfig,
+    VICRegConfig,
+)
 from jepa.config.recipes import RECIPES
 from jepa.config.serialization import to_dict
 from jepa.runs import Run
@@ -83,6 +91,14 @@ def test_convnets_with_and_without_batchnorm(name, objective, tiny, tmp_path, mo
     """Their weights are in the channels-last layout, and so must be the moments of the optimizer."""
     objective = dataclasses.replace(objective, fixations=FIXATIONS)
     backbone = ConvNetConfig(name, small_stem=True)
+    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=5)
+    whole = train(config, tmp_path / "whole")
+    assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
+
+
+def test_layers_that_are_fitted_to_images(tiny, tmp_path, monkeypatch):
+    objective = SaccadeConfig(hidden=16, patch_codes=1, fixations=FIXATIONS)
+    backbone = PlainConvNetConfig(width=8, stages=2, dim=32)
     config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=5)
     whole = train(config, tmp_path / "whole")
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))

@@ -315,6 +315,7 @@ TRAIN = """
 import os, sys, torch, torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 from jepa.config import *
+from jepa.backbones import fit_layers
 from jepa.data import Batch
 from jepa.distributed import sync_batchnorm
 from jepa.rng import Rng
@@ -325,16 +326,18 @@ dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 fixations = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
 objective = {
-    "saccade": SaccadeConfig(hidden=16, inverse=0.5, invariance=0.5, fixations=fixations),
+    "saccade": SaccadeConfig(hidden=16, inverse=0.5, invariance=0.5, patch_codes=0.5, fixations=fixations),
     "vicreg": VICRegConfig(expander=16, fixations=fixations),
 }[kind]
 config = Config(
     batch_size=8, backbone=ConvNetConfig("resnet18", small_stem=True), objective=objective,
     data=DataConfig(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3),
 )
-objective = fresh_objective(config).double()
-sync_batchnorm(objective)
 images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+objective = fresh_objective(config)
+fit_layers(objective, images / 255)
+objective.double()
+sync_batchnorm(objective)
 positions = torch.arange(rank * 8 // world_size, (rank + 1) * 8 // world_size)
 objective.train()
 model = DistributedDataParallel(objective, broadcast_buffers=False)

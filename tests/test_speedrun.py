@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from jepa.backbones import Tokens
-from jepa.config import OBJECTIVES, RECIPES, InputError, SupervisedConfig, VICRegConfig, recipe
+from jepa.config import OBJECTIVES, RECIPES, InputError, SupervisedConfig, VICRegConfig, ViTConfig, recipe
 from jepa.config import user_code as user_code_module
 from jepa.config.serialization import to_dict
 from jepa.data import open_dataset
@@ -476,3 +476,10 @@ def test_the_supervised_example_uses_labels():
     finally:
         for name in RECIPES.keys() - before.keys():
             del RECIPES[name]
+
+
+def test_the_untrained_encoder_has_the_filters_of_the_trained_one(tiny, tmp_path):
+    run = train(dataclasses.replace(tiny, backbone=ViTConfig("16x2x2", patch=4, stem="whitening")), tmp_path / "run")
+    trained, untrained = speedrun_scores.load_encoders(run, torch.device("cpu"))
+    assert torch.equal(trained.backbone.stem[0].filters, untrained.backbone.stem[0].filters)
+    assert not torch.equal(trained.backbone.stem[1].weight, untrained.backbone.stem[1].weight)

@@ -9,7 +9,7 @@ from jepa.backbones.patch_embed import build_stem
 from jepa.backbones.whitening import WhiteningFilters
 from jepa.config import EnergyConfig, ViTConfig
 from jepa.evaluate import EvaluationRun
-from jepa.runs import Run, fresh_objective
+from jepa.runs import Run, fresh_objective, load_objective
 from jepa.train import train
 
 
@@ -88,3 +88,12 @@ def test_fit_is_the_same_for_every_encoder_of_an_objective(tiny):
     copy_fitted_layers(other, objective.main_encoder)
     assert isinstance(other, Encoder)
     assert torch.equal(other.backbone.stem[0].filters, layers[0].filters)
+
+
+def test_load_objective_gives_the_untrained_encoder_the_fitted_filters(tiny, tmp_path):
+    config = dataclasses.replace(tiny, backbone=ViTConfig("16x2x2", patch=4, stem="whitening"))
+    objective, untrained, metadata = load_objective(train(config, tmp_path / "run"))
+    stem, trained = untrained.backbone.stem, objective.main_encoder.backbone.stem
+    assert torch.equal(stem[0].filters, trained[0].filters)
+    assert not torch.equal(stem[1].weight, trained[1].weight)
+    assert metadata["step"] == config.steps

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
@@ -27,19 +28,12 @@ def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
     """
     if config.mean is not None and config.std is not None:
         return config
-    measured = evenly_spaced(len(dataset), MAX_MEASURED_IMAGES)
     sums = torch.zeros(2, config.channels, dtype=torch.float64)
     count = 0
-    for indices in progress(measured.split(50), "measuring mean and std"):
-        batch = dataset.read(indices)
-        pixels = batch.pixels[batch.readable].double() / 255
+    for images in read_sample(dataset, MAX_MEASURED_IMAGES, "measuring mean and std"):
+        pixels = images.double() / 255
         sums += torch.stack([pixels.sum((0, 2, 3)), pixels.square().sum((0, 2, 3))])
         count += pixels.numel() // config.channels
-    if not count:
-        raise InputError(
-            f"none of the {len(measured)} sampled images of {dataset.name} can be read; "
-            "run 'jepa data SOURCE' for the reasons"
-        )
     mean = sums[0] / count
     std = (sums[1] / count - mean.square()).clamp(min=1e-6).sqrt()
     rounded = [tuple(round(value, 4) for value in values.tolist()) for values in (mean, std)]
@@ -47,10 +41,27 @@ def measure_statistics(config: DataConfig, dataset: ImageDataset) -> DataConfig:
 
 
 def sample_images(dataset: ImageDataset, size: tuple[int, int]) -> Tensor:
-    """Return evenly spaced images (N, C, *size) in [0, 1]: up to 2,000, fewer if they are larger than 45 pixels."""
+    """Return evenly spaced images (N, C, *size) in [0, 1]: up to 2,000, fewer if they are larger than 45 pixels.
+
+    Raises `InputError` if none of them is readable.
+    """
     count = min(MAX_MEASURED_IMAGES, max(MIN_SAMPLED_IMAGES, MAX_SAMPLED_PIXELS // (size[0] * size[1])))
-    sampled = []
-    for indices in progress(evenly_spaced(len(dataset), count).split(50), "fitting the first layer"):
-        batch = dataset.read(indices)
-        sampled.append(resize(batch.pixels[batch.readable], size))
-    return torch.cat(sampled)
+    return torch.cat([resize(images, size) for images in read_sample(dataset, count, "fitting the first layer")])
+
+
+def read_sample(dataset: ImageDataset, count: int, description: str) -> Iterator[Tensor]:
+    """Yield the readable ones of up to `count` evenly spaced images, in batches (B, C, H, W) of uint8.
+
+    Raises `InputError` if none of them is readable.
+    """
+    indices, found = evenly_spaced(len(dataset), count), False
+    for part in progress(indices.split(50), description):
+        batch = dataset.read(part)
+        if batch.readable.any():
+            found = True
+            yield batch.pixels[batch.readable]
+    if not found:
+        raise InputError(
+            f"none of the {len(indices)} sampled images of {dataset.name} can be read; "
+            "run 'jepa data SOURCE' for the reasons"
+        )

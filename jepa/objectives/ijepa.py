@@ -12,11 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_positions, take
+from jepa.backbones import Encoder, build_encoder, build_trunk, take
 from jepa.config import Config, IJepaConfig
 from jepa.data import Batch
 from jepa.objectives.base import Objective, ema_update
 from jepa.objectives.contrastive import info_nce
+from jepa.objectives.mask_tokens import MaskTokenPredictor
 from jepa.objectives.patch_codes import CodeTeacher
 from jepa.objectives.regularizers import feature_std, variance_covariance
 from jepa.optim import momentum
@@ -36,22 +37,8 @@ class IJepaInputs(NamedTuple):
     masks: Masks
 
 
-class Predictor(nn.Module):
+class Predictor(MaskTokenPredictor):
     """A narrow network that predicts the tokens of each target block from the context tokens."""
-
-    positions: Tensor
-
-    def __init__(self, trunk: Trunk, width: int, dim: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.embed = nn.Linear(dim, width)
-        self.project = nn.Linear(width, dim)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.register_buffer("positions", sincos_positions(width, grid, grid), persistent=False)
-        for module in (self.embed, self.project):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, context: Tensor, masks: Masks) -> Tensor:
         """Predict target tokens (B, M, T, D) from context tokens (B, K, D).
@@ -81,11 +68,12 @@ class IJepa(Objective):
         self.size = config.data.size
         self.grid = (self.size[0] // stride, self.size[1] // stride)
         trunk = build_trunk(config.backbone, self.config.predictor)
-        self.predictor = Predictor(*trunk, self.context.backbone.dim, self.grid)
+        dim = self.context.backbone.dim
+        self.predictor = Predictor(*trunk, dim=dim, out=dim, grid=self.grid)
         self.code_teacher: CodeTeacher | None = None
         if self.config.patch_codes:
             self.code_teacher = CodeTeacher(config.data.channels)
-            self.code_predictor = code_predictor(self.context.backbone.dim, self.code_teacher.dim)
+            self.code_predictor = code_predictor(dim, self.code_teacher.dim)
         self.target = copy.deepcopy(self.context).requires_grad_(False)
         self.masks = MaskSampler(self.config.masks, self.grid)
 

@@ -10,12 +10,13 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from einops import rearrange
-from torch import Tensor, nn
+from torch import Tensor
 
-from jepa.backbones import Encoder, Trunk, build_encoder, build_trunk, sincos_positions, take
+from jepa.backbones import Encoder, build_encoder, build_trunk, take
 from jepa.config import Config, InputError, MAEConfig
 from jepa.data import Batch
 from jepa.objectives.base import Objective, full_precision
+from jepa.objectives.mask_tokens import MaskTokenPredictor
 from jepa.objectives.regularizers import feature_std
 from jepa.rng import Rng
 from jepa.transforms.crop import crop
@@ -33,22 +34,8 @@ class MAEInputs(NamedTuple):
     masked: Tensor  # (B, M) long
 
 
-class Decoder(nn.Module):
+class Decoder(MaskTokenPredictor):
     """A narrow network that predicts the pixels of masked patches from the tokens of the visible ones."""
-
-    positions: Tensor
-
-    def __init__(self, trunk: Trunk, width: int, *, dim: int, num_pixels: int, grid: tuple[int, int]) -> None:
-        super().__init__()
-        self.trunk = trunk
-        self.embed = nn.Linear(dim, width)
-        self.project = nn.Linear(width, num_pixels)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.register_buffer("positions", sincos_positions(width, grid, grid), persistent=False)
-        for module in (self.embed, self.project):
-            nn.init.trunc_normal_(module.weight, std=0.02)
-            nn.init.zeros_(module.bias)
-        nn.init.trunc_normal_(self.mask_token, std=0.02)
 
     def forward(self, x: Tensor, visible: Tensor, masked: Tensor) -> Tensor:
         """Predict the pixels (B, M, C·s²) of the patches `masked` (B, M) from the tokens (B, K, D) of `visible` (B, K).
@@ -81,7 +68,7 @@ class MAE(Objective):
         self.num_visible = min(max(1, num_visible), self.num_patches - 1)
         trunk, width = build_trunk(config.backbone, self.config.decoder)
         num_pixels = config.data.channels * self.patch**2
-        self.decoder = Decoder(trunk, width, dim=self.encoder.backbone.dim, num_pixels=num_pixels, grid=grid)
+        self.decoder = Decoder(trunk, width, dim=self.encoder.backbone.dim, out=num_pixels, grid=grid)
 
     def sample(self, batch: Batch, rng: Rng) -> MAEInputs:
         """Crop one view of each image, and divide its patches at random."""

@@ -70,7 +70,7 @@ class PatchCodes(FittedLayer):
     def forward(self, views: Tensor) -> Tensor:
         """Map views (B, C, H, W) in [0, 1] to whitened codes (B, D)."""
         with torch.autocast(views.device.type, enabled=False):  # bf16 would round similarities to three digits
-            codes: Tensor = (self._pooled(self._shrink(views.float())) - self.mean) @ self.axes
+            codes: Tensor = (self._pooled(self._shrink(views.to(self.filters.dtype))) - self.mean) @ self.axes
         return codes
 
     def _shrink(self, images: Tensor) -> Tensor:
