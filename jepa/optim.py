@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from jepa.config import OptimConfig
+from jepa.torchvision_guard import guard
 
 __all__ = ["build_optimizer", "learning_rate", "momentum", "progress", "set_schedule", "weight_decay"]
 
@@ -50,8 +51,12 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
-    """Build AdamW, with no weight decay for one-dimensional parameters (biases, norms, tokens)."""
+def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+    """Build the optimizer, with no weight decay for one-dimensional parameters (biases, norms, tokens).
+
+    Muon (Jordan et al. 2024) is that of timm: the updates of matrices, and of convolutions as matrices with one row per
+    output channel, are orthogonalized and scaled to the root mean square of AdamW's.
+    """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
     groups = [
         {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
@@ -61,6 +66,11 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.AdamW:
             "weight_decay": 0.0,
         },
     ]
+    if config.kind == "muon":
+        guard()
+        from timm.optim.muon import Muon  # imports torchvision
+
+        return Muon(groups, lr=config.lr, betas=config.betas)  # type: ignore[no-any-return]
     return torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=True)
 
 

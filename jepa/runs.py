@@ -189,7 +189,9 @@ def to_tensors(objective: Objective, optimizer: torch.optim.Optimizer | None = N
     tensors = {f"model.{name}": tensor.detach() for name, tensor in objective.state_dict().items()}
     if optimizer is not None:
         for index, state in optimizer.state_dict()["state"].items():
-            tensors |= {f"optimizer.{index}.{name}": tensor for name, tensor in state.items()}
+            for name, value in state.items():
+                if isinstance(value, Tensor):  # Muon's state also has a flag, which it derives from the shape
+                    tensors[f"optimizer.{index}.{name}"] = value
     return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
 
 

@@ -8,7 +8,7 @@ from jepa.backbones import take
 from jepa.config import Config
 from jepa.data import Batch
 from jepa.objectives.ijepa import IJepa, block_mean, masked_mean
-from jepa.objectives.regularizers import covariance_matrix, variance_covariance
+from jepa.objectives.regularizers import correlation, covariance_matrix, variance_covariance
 from jepa.rng import Rng
 from jepa.runs import fresh_objective
 from tests.conftest import override
@@ -148,8 +148,17 @@ def test_covariance_is_computed_in_fp32_under_autocast():
     assert torch.allclose(covariance, expected, atol=1e-5)
 
 
+def test_the_correlation_term_does_not_depend_on_the_scale():
+    x = torch.randn(64, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x[:, 2] += x[:, 0]
+    pairs = torch.corrcoef(x.T)[[0, 0, 1], [1, 2, 2]]
+    expected = 2 * pairs.square().sum() / 3
+    assert torch.allclose(correlation(x), expected, rtol=1e-4)
+    assert torch.allclose(correlation(x * torch.tensor([50.0, 0.1, 3.0]) + 7), expected, rtol=1e-3)
+
+
 def test_constant_embeddings_have_a_finite_gradient():
     x = torch.ones(8, 4, requires_grad=True)
     variance, covariance = variance_covariance(x)
-    (variance + covariance).backward()
+    (variance + covariance + correlation(x)).backward()
     assert torch.isfinite(x.grad).all()

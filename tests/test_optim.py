@@ -52,10 +52,11 @@ def test_momentum_with_the_half_lives_of_the_paper():
     assert math.isclose(momentum(0, 7, 7) ** 7, 0.5)
 
 
-def test_biases_norms_and_single_tokens_have_no_weight_decay():
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_biases_norms_and_single_tokens_have_no_weight_decay(kind):
     model = nn.Sequential(nn.Linear(4, 3), nn.LayerNorm(3))
     model.mask_token = nn.Parameter(torch.zeros(5))
-    optimizer = build_optimizer(model, CONFIG)
+    optimizer = build_optimizer(model, dataclasses.replace(CONFIG, kind=kind))
     set_schedule(optimizer, 99, 100, CONFIG)
     with_decay, without_decay = optimizer.param_groups
     assert [tuple(parameter.shape) for parameter in with_decay["params"]] == [(3, 4)]
@@ -63,3 +64,20 @@ def test_biases_norms_and_single_tokens_have_no_weight_decay():
     assert with_decay["weight_decay"] == 0.4
     assert without_decay["weight_decay"] == 0
     assert with_decay["lr"] == without_decay["lr"]
+
+
+def test_muon_orthogonalizes_the_updates_of_matrices_and_convolutions():
+    model = nn.ModuleList([nn.Linear(16, 8), nn.Conv2d(4, 8, 3), nn.LayerNorm(8)])
+    optimizer = build_optimizer(model, OptimConfig(kind="muon", lr=0.1, weight_decay=0))
+    before = [parameter.detach().clone() for parameter in model.parameters()]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in model.parameters():
+        parameter.grad = torch.ones_like(parameter) + torch.randn(parameter.shape, generator=generator) / 4
+    optimizer.step()
+    updates = [parameter.detach() - old for parameter, old in zip(model.parameters(), before, strict=True)]
+    for update, parameter in ((updates[0], model[0].weight), (updates[2].flatten(1), model[1].weight)):
+        for matrix, in_balance in ((parameter.grad.flatten(1), False), (update, True)):
+            values = torch.linalg.svdvals(matrix)
+            assert (values.min() > 0.6 * values.max()) == in_balance
+        assert 0.005 < update.square().mean().sqrt() < 0.04  # 0.2 · lr, that of AdamW
+    assert torch.allclose(updates[1], torch.full((8,), -0.1), atol=1e-3)  # AdamW

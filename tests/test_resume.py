@@ -104,6 +104,16 @@ def test_layers_that_are_fitted_to_images(tiny, tmp_path, monkeypatch):
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
 
 
+@pytest.mark.parametrize("kind", ["vit", "plain-convnet"])
+def test_muon(kind, tiny, tmp_path, monkeypatch):
+    config = override(tiny, optim__kind="muon", steps=5)
+    if kind == "plain-convnet":
+        config = override(config, objective=SaccadeConfig(hidden=16, fixations=FIXATIONS), data__canvas=32)
+        config = override(config, backbone=PlainConvNetConfig(width=8, stages=2, dim=32))
+    whole = train(config, tmp_path / "whole")
+    assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
+
+
 @pytest.mark.parametrize("kind", ["vit", "resnet10t"])
 def test_two_processes(kind, tiny, tmp_path):
     config = override(tiny, steps=5, accumulate=2)

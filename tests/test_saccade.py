@@ -21,7 +21,8 @@ from jepa.train import train
 from tests.conftest import override
 
 FIXATIONS = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
-WEIGHTS = {"prediction": 1.0, "cycle": 0.5, "invariance": 0.3, "variance": 2.0, "covariance": 0.7, "inverse": 0.2}
+WEIGHTS = {"prediction": 1.0, "cycle": 0.5, "invariance": 0.3, "variance": 2.0, "covariance": 0.7, "correlation": 0.4}
+WEIGHTS |= {"inverse": 0.2}
 
 
 def saccade_config(tiny: Config, backbone=None, **objective) -> Config:
@@ -70,6 +71,7 @@ def test_every_term_equals_its_definition(tiny):
         "invariance": (context - target).square().mean(),
         "variance": (1 - std).clamp(min=0).mean(),
         "covariance": (covariance - covariance.diag().diag()).square().sum() / 32,
+        "correlation": (torch.corrcoef(context.T).square().sum() - 32) / 32,
         "inverse": F.mse_loss(objective.inverse(torch.cat([context, target], 1)), geometry.normalized(inputs.saccade)),
     }
     for name, value in expected.items():
@@ -326,7 +328,9 @@ dist.init_process_group("gloo")
 rank, world_size = dist.get_rank(), dist.get_world_size()
 fixations = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
 objective = {
-    "saccade": SaccadeConfig(hidden=16, inverse=0.5, invariance=0.5, patch_codes=0.5, fixations=fixations),
+    "saccade": SaccadeConfig(
+        hidden=16, inverse=0.5, invariance=0.5, patch_codes=0.5, correlation=0.1, fixations=fixations
+    ),
     "vicreg": VICRegConfig(expander=16, fixations=fixations),
 }[kind]
 config = Config(

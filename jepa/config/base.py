@@ -160,10 +160,12 @@ SOURCES = PartTable(SourceConfig)
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """AdamW and its schedules, in steps."""
+    """Optimizer and its schedules, in steps."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """adamw, or muon for weight matrices and convolutions (AdamW for the rest)."""
     lr: float = 1e-3
-    """Peak learning rate, reached at the end of the warm-up."""
+    """Peak learning rate, reached at the end of the warm-up. Updates of muon have the size of those of adamw."""
     lr_start: float = 1e-4
     """Learning rate at the first step."""
     lr_end: float = 1e-6

@@ -14,7 +14,7 @@ from jepa.config.transforms import CropConfig, FixationConfig
 
 __all__ = ["SaccadeConfig"]
 
-LOSSES = ("prediction", "cycle", "invariance", "variance", "covariance", "inverse", "patch_codes")
+LOSSES = ("prediction", "cycle", "invariance", "variance", "covariance", "correlation", "inverse", "patch_codes")
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,9 @@ class SaccadeConfig(ObjectiveConfig):
     """Weight of the variance term on the student's embeddings."""
     covariance: float = 1.0
     """Weight of the covariance term on the student's embeddings."""
+    correlation: float = 0.0
+    """Weight of the sum of squared correlations between dimensions of the student's embeddings, divided by the number
+    of dimensions."""
     inverse: float = 0.0
     """Weight of the loss of a head that predicts the saccade from both embeddings."""
     patch_codes: float = 0.0
@@ -66,7 +69,7 @@ class SaccadeConfig(ObjectiveConfig):
     def check_experiment(self, config: Config) -> None:
         """Require views that stay within the image, and a batch large enough for the variance term."""
         self.fixations.check_canvas(config.data.canvas_size, config.data.size)
-        if self.variance or self.covariance or self.patch_codes:
+        if self.variance or self.covariance or self.correlation or self.patch_codes:
             check_batch_size(config)
         if self.patch_codes:
             check_patch_codes(config)

@@ -1,6 +1,7 @@
 """Regularizers that prevent collapse, with statistics over the global batch.
 
-Variance and covariance (VICReg, Bardes et al. 2022), and SIGReg (LeJEPA, Balestriero & LeCun 2025).
+Variance and covariance (VICReg, Bardes et al. 2022), correlation (after Barlow Twins, Zbontar et al. 2021), and SIGReg
+(LeJEPA, Balestriero & LeCun 2025).
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from torch import Tensor
 from jepa.distributed import all_sum, world_size
 from jepa.objectives.base import full_precision
 
-__all__ = ["covariance_matrix", "feature_std", "sigreg", "variance_covariance"]
+__all__ = ["correlation", "covariance_matrix", "feature_std", "sigreg", "variance_covariance"]
 
 SIGREG_KNOTS, SIGREG_LIMIT = 17, 5.0  # trapezoidal rule on [-5, 5] (algorithm 1 of LeJEPA)
 
@@ -39,6 +40,20 @@ def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tup
     variance = covariance.diagonal()
     off_diagonal = covariance - torch.diag(variance)
     return (hinge - (variance + eps).sqrt()).clamp(min=0).mean(), off_diagonal.square().sum() / x.shape[1]
+
+
+def correlation(x: Tensor, eps: float = 1e-6) -> Tensor:
+    """Return the sum of the squared correlations between the dimensions of embeddings (B, D), divided by D.
+
+    It is the covariance term of standardized embeddings, and the redundancy reduction of Barlow Twins (arXiv
+    2103.03230, equation 1) within one view. Unlike the covariance term, it does not depend on the scale of the
+    embeddings. Its expectation for independent dimensions is (D - 1) / (B - 1).
+    """
+    covariance = covariance_matrix(x)
+    scale = (covariance.diagonal() + eps).rsqrt()
+    correlations = covariance * scale * scale[:, None]
+    off_diagonal = correlations - torch.diag(correlations.diagonal())
+    return off_diagonal.square().sum() / x.shape[1]
 
 
 def feature_std(x: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from jepa.data import Batch
 from jepa.objectives.base import Objective, check_batchnorm, ema_update, full_precision
 from jepa.objectives.contrastive import info_nce
 from jepa.objectives.patch_codes import CodeTeacher
-from jepa.objectives.regularizers import feature_std, variance_covariance
+from jepa.objectives.regularizers import correlation, feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
 from jepa.transforms.saccade import Geometry, Pose
@@ -171,6 +171,8 @@ class Saccade(Objective):
             terms["invariance"] = F.mse_loss(context, target)
         if weights.variance or weights.covariance:
             terms["variance"], terms["covariance"] = variance_covariance(context, weights.hinge)
+        if weights.correlation:
+            terms["correlation"] = correlation(context)
         if self.inverse is not None:
             movement = full_precision(self.inverse(torch.cat([context, target], 1)))
             terms["inverse"] = F.mse_loss(movement, self.geometry.normalized(inputs.saccade).to(movement.dtype))
