@@ -152,7 +152,7 @@ def saccade_cifar10() -> Config:
 
     Command: jepa train saccade-cifar10
     Time: 10 minutes of training on two cores
-    Result: not measured yet
+    Result: kNN 67.3 ± 0.1, linear 70.3 ± 0.4 (untrained 43.6, 56.8; three seeds)
     """
     return Config(
         name="saccade-cifar10",
@@ -178,26 +178,39 @@ def saccade_cifar10() -> Config:
     )
 
 
-def vicreg_cifar10() -> Config:
-    """VICReg on the fixations of saccade-cifar10 with a ConvNeXt, a baseline without a teacher or a predictor.
+def saccade_convnext_cifar10() -> Config:
+    """Saccade JEPA on CIFAR-10 at 32 pixels with a ConvNeXt and without codes of patches, for CPUs.
 
-    The weight of the invariance term is a twelfth of the paper's, which works better here.
+    It scores lower than saccade-cifar10, but its predictor knows the effect of a movement (docs/saccade-jepa.md).
+
+    Command: jepa train saccade-convnext-cifar10
+    Time: 8 to 10 minutes on two cores
+    Result: kNN 58.8 ± 0.1, linear 46.4 ± 0.1 (untrained 42.7, 39.1; three seeds)
+    """
+    return replace(
+        saccade_demo(),
+        name="saccade-convnext-cifar10",
+        steps=2400,
+        save_every=300,
+        eval_every=800,
+        data=DataConfig(source="cifar10", image_size=32),
+    )
+
+
+def vicreg_cifar10() -> Config:
+    """VICReg on the fixations of saccade-convnext-cifar10, as its baseline without a teacher or a predictor.
+
+    The weight of the invariance term is a twelfth of the paper's, which works better here. The number of steps is three
+    fifths of that of saccade-convnext-cifar10, because each step takes 1.3 to 1.5 times as long.
 
     Command: jepa train vicreg-cifar10
     Time: 7 to 8 minutes on two cores
-    Result: kNN 55.8 ± 0.2, linear 47.1 ± 0.1 (untrained 42.7, 39.1; three seeds)
+    Result: kNN 55.8 ± 0.2, linear 47.1 ± 0.1 (saccade-convnext-cifar10 58.8, 46.4; untrained 42.7, 39.1; three seeds)
     """
-    config = saccade_demo()
+    config = saccade_convnext_cifar10()
     assert isinstance(config.objective, SaccadeConfig)
-    return replace(
-        config,
-        name="vicreg-cifar10",
-        steps=1440,
-        save_every=300,
-        eval_every=480,
-        data=DataConfig(source="cifar10", image_size=32),
-        objective=VICRegConfig(invariance=2, fixations=config.objective.fixations),
-    )
+    objective = VICRegConfig(invariance=2, fixations=config.objective.fixations)
+    return replace(config, name="vicreg-cifar10", steps=1440, eval_every=480, objective=objective)
 
 
 def lejepa_cifar10() -> Config:
@@ -249,7 +262,7 @@ def saccade_folder() -> Config:
     Time: hours on a GPU; not run here
     Result: depends on the images; 'jepa evaluate' compares it with the untrained encoder and raw pixels
 
-    The loss weights suit long runs. For small images and shorter runs, start with those of saccade-cifar10.
+    The loss weights suit long runs. For small images and shorter runs, start with those of saccade-convnext-cifar10.
     """
     return Config(
         name="saccade-folder",
@@ -352,6 +365,7 @@ RECIPES = RecipeTable(
         "energy-cifar10": energy_cifar10,
         "saccade-demo": saccade_demo,
         "saccade-cifar10": saccade_cifar10,
+        "saccade-convnext-cifar10": saccade_convnext_cifar10,
         "saccade-folder": saccade_folder,
         "vicreg-cifar10": vicreg_cifar10,
         "lejepa-cifar10": lejepa_cifar10,
