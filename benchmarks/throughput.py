@@ -3,7 +3,7 @@
     python benchmarks/throughput.py                    # ViT 192x6 at 32 px, batch 128
     python benchmarks/throughput.py --reference PATH   # also time a checkout of facebookresearch/ijepa
     python benchmarks/throughput.py --size base --patch 16 --image-size 224 --predictor 384x6x12 --compile  # on a GPU
-    python benchmarks/throughput.py --recipe saccade-convnext-cifar10 --convnets convnext_atto resnet18   # cost of views
+    python benchmarks/throughput.py --recipe saccade-convnext-cifar10 --convnets convnext_atto resnet18  # views
 
 A step consists of crops, masks, forward pass, backward pass, AdamW and EMA. The reference step has masks but no crops.
 Both are timed alternately in one process, so that any other load affects both. FLOPs (matrix products and convolutions,
