@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from jepa.backbones.energy_step import LeanStep, plain_step
 from jepa.backbones.energy_transformer import EnergyTransformer, EnergyTrunk
-from jepa.config import Config, ConvNetConfig, DataConfig, EnergyConfig, InputError, with_backbone
+from jepa.config import Config, DataConfig, EnergyConfig, InputError, with_backbone
 from jepa.config.recipes import RECIPES
 
 CASES = [
@@ -344,7 +344,7 @@ def test_every_recipe_runs_with_an_energy_backbone(recipe):
     config = RECIPES[recipe]()
     changed = with_backbone(config, "energy")
     assert isinstance(changed.backbone, EnergyConfig)
-    if not isinstance(config.backbone, ConvNetConfig):  # ConvNets have no size, patch or stem
+    if config.backbone.maskable:  # ConvNets have no size, patch or stem
         assert changed.backbone.dimensions == config.backbone.dimensions[:3]
         assert (changed.backbone.patch, changed.backbone.stem) == (config.backbone.patch, config.backbone.stem)
 
