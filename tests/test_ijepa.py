@@ -154,7 +154,8 @@ def test_the_correlation_term_does_not_depend_on_the_scale():
     pairs = torch.corrcoef(x.T)[[0, 0, 1], [1, 2, 2]]
     expected = 2 * pairs.square().sum() / 3
     assert torch.allclose(correlation(x), expected, rtol=1e-4)
-    assert torch.allclose(correlation(x * torch.tensor([50.0, 0.1, 3.0]) + 7), expected, rtol=1e-3)
+    assert torch.allclose(correlation(x * torch.tensor([50.0, 20.0, 30.0]) + 7), expected, rtol=1e-3)
+    assert torch.allclose(correlation(x * 1e-3), expected, rtol=1e-4)  # shrinking does not evade it
 
 
 def test_constant_embeddings_have_a_finite_gradient():

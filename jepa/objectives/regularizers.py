@@ -42,15 +42,17 @@ def variance_covariance(x: Tensor, hinge: float = 1.0, eps: float = 1e-4) -> tup
     return (hinge - (variance + eps).sqrt()).clamp(min=0).mean(), off_diagonal.square().sum() / x.shape[1]
 
 
-def correlation(x: Tensor, eps: float = 1e-6) -> Tensor:
+def correlation(x: Tensor, eps: float = 1e-5) -> Tensor:
     """Return the sum of the squared correlations between the dimensions of embeddings (B, D), divided by D.
 
     It is the covariance term of standardized embeddings, and the redundancy reduction of Barlow Twins (arXiv
     2103.03230, equation 1) within one view. Unlike the covariance term, it does not depend on the scale of the
-    embeddings. Its expectation for independent dimensions is (D - 1) / (B - 1).
+    embeddings, because `eps` is relative to the mean variance. Its expectation for independent dimensions is
+    (D - 1) / (B - 1).
     """
     covariance = covariance_matrix(x)
-    scale = (covariance.diagonal() + eps).rsqrt()
+    variance = covariance.diagonal()
+    scale = (variance + eps * variance.detach().mean().clamp(min=1e-8)).rsqrt()
     correlations = covariance * scale * scale[:, None]
     off_diagonal = correlations - torch.diag(correlations.diagonal())
     return off_diagonal.square().sum() / x.shape[1]
