@@ -66,10 +66,10 @@ def ijepa_cifar10() -> Config:
     """
     return Config(
         name="ijepa-cifar10",
-        steps=1080,
+        steps=1020,
         batch_size=128,
-        save_every=270,
-        eval_every=540,
+        save_every=255,
+        eval_every=510,
         data=DataConfig(source="cifar10", image_size=32),
         backbone=ViTConfig(size="128x4x4", patch=4, stem="whitening"),
         objective=IJepaConfig(
