@@ -24,6 +24,7 @@ from jepa.config import InputError, require
 from jepa.config.sources import TORCHVISION, expand_user
 from jepa.data import CACHE, open_source
 from jepa.data.sources.torchvision import DATA_FOLDER
+from jepa.distributed import has_bf16_instructions
 from jepa.runs import Run
 
 __all__ = [
@@ -197,13 +198,20 @@ def scaled_seconds(seconds: float, rates: Sequence[float], device: str) -> float
 
 
 def machine(device: str, cores: int) -> dict[str, Any]:
-    """Return the processor, its cores in use, the GPU, and the versions of Python and torch."""
+    """Return the processor, its cores in use and bf16 instructions, the GPU, and the versions of Python and torch."""
     model = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     gpu = torch.cuda.get_device_name() if device == "cuda" else None
-    return {"cpu": model, "cores": cores, "gpu": gpu, "python": platform.python_version(), "torch": torch.__version__}
+    return {
+        "cpu": model,
+        "cores": cores,
+        "bf16": has_bf16_instructions(),
+        "gpu": gpu,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+    }
 
 
 def git_commit(root: Path) -> str:

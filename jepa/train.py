@@ -91,7 +91,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         if step == 0 and has_fitted_layers(objective):
             fit_layers(objective, sample_images(dataset, config.data.size))
         compiled: nn.Module = torch.compile(objective) if config.compile else objective  # type: ignore[assignment]
-        precision = config.precision if config.precision != "auto" else "bf16" if device.type == "cuda" else "fp32"
+        precision = distributed.pick_precision(config.precision, device)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
         logger = TrainingLogger(config, run, objective, step, seconds)

@@ -63,6 +63,12 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / ".jepa-cache"
 
 
+@pytest.fixture(autouse=True)
+def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make `precision auto` the same on all CPUs."""
+    monkeypatch.setattr("jepa.distributed.has_bf16_instructions", lambda: False)
+
+
 @pytest.fixture
 def toy_source(tmp_path: Path) -> str:
     """A parquet folder of 80 training and 40 test images, 16 pixels, two classes."""
@@ -82,6 +88,7 @@ def tiny_config(source: str, **changes) -> Config:
         save_every=2,
         log_every=1,
         device="cpu",
+        precision="fp32",
         data=DataConfig(source=source, image_size=16, holdout=0.1),
         backbone=ViTConfig(size="32x4x2", patch=4, stem="conv"),
         objective=IJepaConfig(predictor="16x1x2", variance=0.5, covariance=0.1, masks=MaskConfig()),

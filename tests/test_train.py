@@ -12,6 +12,7 @@ import pytest
 import torch
 
 import jepa
+from jepa import distributed
 from jepa.config import (
     Config,
     DataConfig,
@@ -289,3 +290,29 @@ def test_impossible_masks_are_refused_before_a_folder_is_made(tiny, tmp_path):
     with pytest.raises(InputError, match="leaves fewer than"):
         train(dataclasses.replace(tiny, objective=objective), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("flags\t\t: fpu sse2 avx512f avx512_bf16 clzero\n", "bf16"),
+        ("flags\t\t: fpu sse2 avx512f avx512_vnni\n", "fp32"),
+        ("Features\t: fp asimd bf16\n", "fp32"),
+        (None, "fp32"),  # no /proc/cpuinfo
+    ],
+)
+def test_auto_is_bf16_on_cpus_with_instructions_for_it(text, expected, monkeypatch):
+    def read_text(path):
+        assert path == Path("/proc/cpuinfo")
+        if text is None:
+            raise FileNotFoundError(path)
+        return text
+
+    monkeypatch.undo()  # of the fixture that makes all CPUs alike
+    monkeypatch.setattr(Path, "read_text", read_text)
+    cpu = torch.device("cpu")
+    assert distributed.pick_precision("auto", cpu) == expected
+    assert distributed.pick_precision("fp32", cpu) == "fp32"
+    assert distributed.pick_precision("bf16", cpu) == "bf16"
+    assert distributed.pick_precision("auto", torch.device("cuda")) == "bf16"
+    assert distributed.pick_precision("auto", torch.device("mps")) == "fp32"

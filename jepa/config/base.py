@@ -219,7 +219,7 @@ class Config:
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto is fp32 on the CPU and bf16 on CUDA."""
+    """auto is bf16 on CUDA and on CPUs with instructions for it (AVX512-BF16), and fp32 on others."""
     compile: bool = False
     """Compile the objective with torch.compile: slower to start, faster to run."""
     log_every: int = 20
