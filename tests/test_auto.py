@@ -7,7 +7,7 @@ import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from jepa.config import Config, InputError
+from jepa.config import Config, InputError, is_power_of_two, recipe
 from jepa.config.arguments import parse_train_arguments
 from jepa.config.auto import CPU_SIZES, GPU_SIZES, MIN_CROP_AREA, DataSummary, auto_config
 from jepa.config.serialization import from_dict, to_dict
@@ -145,6 +145,17 @@ def test_views_that_no_patch_suits_are_refused_with_one_that_does(view):
         auto_config("photos", summary, view)
     sizes = [int(word) for word in str(refused.value).split("--data.image-size ")[1].split()]
     assert auto_config("photos", summary, (sizes[0], sizes[-1]))[0].data.size == (sizes[0], sizes[-1])
+
+
+@given(summaries, given_sizes)
+def test_on_the_cpu_the_method_is_that_of_ijepa_cifar10(summary, given_size):
+    config = auto_config("photos", dataclasses.replace(summary, device="cpu"), given_size)[0]
+    tuned = recipe("ijepa-cifar10")
+    views = {"crop": config.objective.crop, "masks": config.objective.masks}
+    assert dataclasses.replace(tuned.objective, **views) == config.objective
+    assert config.optim == dataclasses.replace(tuned.optim, warmup=config.optim.warmup)
+    if is_power_of_two(config.backbone.patch):
+        assert config.backbone.stem == tuned.backbone.stem
 
 
 def test_memory_and_number_of_images_decide_the_batch():

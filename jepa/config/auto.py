@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jepa.config.backbones import ViTConfig, is_power_of_two, parse_width
 from jepa.config.base import Config, OptimConfig
+from jepa.config.checks import MIN_CODED_SIDE
 from jepa.config.data import DataConfig
 from jepa.config.errors import require
 from jepa.config.ijepa import IJepaConfig
@@ -88,6 +89,8 @@ def auto_config(
         ),
         optim=OptimConfig(lr_start=1e-5, warmup=max(50, steps // 20), weight_decay=0.05, weight_decay_end=0.05),
     )
+    if not on_gpu:
+        config = _fast(config)
     settings = [
         ("--data.image-size", view, why_size),
         ("--data.canvas", canvas, why_canvas),
@@ -179,10 +182,24 @@ def _batch(summary: DataSummary, on_gpu: bool, tokens: int, width: str, predicto
     return batch, f"fits in {summary.memory_gb:.0f} GB" if on_gpu else "the batch size of the CPU recipes"
 
 
+def _fast(config: Config) -> Config:
+    """Return the config with the parts of `ijepa-cifar10` that learn the most in minutes (EXPERIMENTS.md)."""
+    backbone, objective = config.backbone, config.objective
+    assert isinstance(backbone, ViTConfig)
+    assert isinstance(objective, IJepaConfig)
+    codes = 0.1 if min(config.data.size) >= MIN_CODED_SIDE else 0.0
+    return replace(
+        config,
+        backbone=replace(backbone, stem="whitening") if backbone.stem == "conv" else backbone,
+        objective=replace(objective, patch_codes=codes, ema_half_life=60, ema_half_life_end=60),
+        optim=replace(config.optim, kind="muon", lr=8e-3),
+    )
+
+
 def _seen(count: int, on_gpu: bool) -> tuple[int, str]:
     """Choose the number of training samples, counting repeats."""
     if not on_gpu:
-        seen = min(230_000, 400 * count)
-        return seen, "about ten minutes on two cores" if seen == 230_000 else "400 epochs of a small dataset"
+        seen = min(130_000, 400 * count)
+        return seen, "about ten minutes on two cores" if seen == 130_000 else "400 epochs of a small dataset"
     seen = min(300_000_000, max(300 * count, 5_000_000), 800 * count)
     return seen, "300 epochs; fewer for millions of images, more for thousands"
