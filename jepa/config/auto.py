@@ -199,7 +199,7 @@ def _fast(config: Config) -> Config:
 def _seen(count: int, on_gpu: bool) -> tuple[int, str]:
     """Choose the number of training samples, counting repeats."""
     if not on_gpu:
-        seen = min(130_000, 400 * count)
-        return seen, "about ten minutes on two cores" if seen == 130_000 else "400 epochs of a small dataset"
+        seen = min(160_000, 400 * count)
+        return seen, "about ten minutes on two cores" if seen == 160_000 else "400 epochs of a small dataset"
     seen = min(300_000_000, max(300 * count, 5_000_000), 800 * count)
     return seen, "300 epochs; fewer for millions of images, more for thousands"

@@ -37,23 +37,24 @@ def demo() -> Config:
     """
     return Config(
         name="demo",
-        steps=650,
+        steps=800,
         batch_size=128,
         save_every=100,
-        eval_every=325,
+        eval_every=400,
         data=DataConfig(source="sample", image_size=28, channels=1),
-        backbone=ViTConfig(size="96x4x3", patch=4, stem="conv"),
+        backbone=ViTConfig(size="96x4x3", patch=4, stem="whitening"),
         objective=IJepaConfig(
             predictor="48x2x3",
             loss="smooth_l1",
             variance=0.01,
             covariance=0.005,
-            ema_half_life=35,
-            ema_half_life_end=200,
+            patch_codes=0.1,
+            ema_half_life=60,
+            ema_half_life_end=60,
             crop=CropConfig(kind="full"),
             masks=MaskConfig(context_limit=0.25),
         ),
-        optim=SHORT,
+        optim=replace(SHORT, kind="muon", lr=8e-3),
     )
 
 
@@ -66,10 +67,10 @@ def ijepa_cifar10() -> Config:
     """
     return Config(
         name="ijepa-cifar10",
-        steps=1020,
+        steps=1250,
         batch_size=128,
-        save_every=255,
-        eval_every=510,
+        save_every=250,
+        eval_every=625,
         data=DataConfig(source="cifar10", image_size=32),
         backbone=ViTConfig(size="128x4x4", patch=4, stem="whitening"),
         objective=IJepaConfig(
@@ -101,7 +102,7 @@ def energy_demo() -> Config:
         name="energy-demo",
         steps=450,
         eval_every=225,
-        backbone=EnergyConfig(size="128x6x4", patch=4, stem="conv", alpha=0.3),
+        backbone=EnergyConfig(size="128x6x4", patch=4, stem="whitening", alpha=0.3),
         objective=replace(config.objective, predictor="64x3x4"),
     )
 
