@@ -62,8 +62,8 @@ def ijepa_cifar10() -> Config:
     """I-JEPA on CIFAR-10 at 32 pixels, for CPUs.
 
     Command: jepa train ijepa-cifar10
-    Time: 10 minutes of training on two cores
-    Result: not measured yet with these settings
+    Time: 7 to 8 minutes of training on two cores with bf16 instructions
+    Result: kNN 63.3 ± 0.2, linear 63.5 ± 0.2 (untrained 46.4, 52.4; three seeds)
     """
     return Config(
         name="ijepa-cifar10",
@@ -112,7 +112,7 @@ def energy_cifar10() -> Config:
 
     Command: jepa train energy-cifar10
     Time: 10 minutes of training on two cores, the same as ijepa-cifar10
-    Result: not measured yet with these settings
+    Result: not measured yet with these settings (EXPERIMENTS.md has trials on held-out images)
     """
     return replace(
         ijepa_cifar10(),
