@@ -32,7 +32,7 @@ def demo() -> Config:
     """I-JEPA on the built-in sample: 10,000 images of Fashion-MNIST.
 
     Command: jepa train demo
-    Time: 2 to 3 minutes of training on two cores with bf16 instructions
+    Time: 3 minutes of training on two cores with bf16 instructions
     Result: kNN 85.8 ± 0.3, linear 86.8 ± 0.7 (untrained 72.0, 78.5; raw pixels 83.1, 84.6; three seeds)
     """
     return Config(
