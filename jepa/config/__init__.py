@@ -35,7 +35,7 @@ from jepa.config.recipes import RECIPES, recipe
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.supervised import SupervisedConfig
 from jepa.config.tables import parse_source
-from jepa.config.transforms import CropConfig, FixationConfig, MaskConfig
+from jepa.config.transforms import ColorConfig, CropConfig, FixationConfig, MaskConfig
 from jepa.config.user_code import load_code
 from jepa.config.vicreg import VICRegConfig
 
@@ -46,6 +46,7 @@ __all__ = [
     "SOURCES",
     "BackboneConfig",
     "CodeConfig",
+    "ColorConfig",
     "Config",
     "ConvNetConfig",
     "CropConfig",

@@ -10,7 +10,7 @@ from jepa.config.backbones import parse_width
 from jepa.config.base import Config, ObjectiveConfig
 from jepa.config.checks import check_batch_size, check_half_lives, check_patch_codes, check_weights
 from jepa.config.errors import require
-from jepa.config.transforms import CropConfig, FixationConfig
+from jepa.config.transforms import ColorConfig, CropConfig, FixationConfig
 
 __all__ = ["SaccadeConfig"]
 
@@ -53,6 +53,8 @@ class SaccadeConfig(ObjectiveConfig):
     ema_half_life_end: float = 693.0
     """Half-life at the last step. The momentum changes linearly in between."""
     fixations: FixationConfig = field(default_factory=FixationConfig)
+    color: ColorConfig = field(default_factory=ColorConfig)
+    """Changes of the student's view; the teacher and the codes of patches see the original colors."""
 
     def __post_init__(self) -> None:
         if self.predictor != "mlp":

@@ -1,4 +1,4 @@
-"""Configs of crops, masks and fixations."""
+"""Configs of crops, masks, fixations and changes of color."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Literal
 
 from jepa.config.errors import require
 
-__all__ = ["CropConfig", "FixationConfig", "MaskConfig"]
+__all__ = ["ColorConfig", "CropConfig", "FixationConfig", "MaskConfig"]
 
 
 @dataclass(frozen=True)
@@ -145,3 +145,17 @@ class FixationConfig:
             f"{self.zoom} the largest shift that fits into the image is {largest:g}; choose that, a smaller "
             "view_fraction, or a larger zoom",
         )
+
+
+@dataclass(frozen=True)
+class ColorConfig:
+    """How the colors of a view are changed at random. By default they are not."""
+
+    strength: float = 0.0
+    """Largest relative change of brightness, contrast and saturation; that of single channels is half of it."""
+    gray: float = 0.0
+    """Fraction of the views that lose their colors."""
+
+    def __post_init__(self) -> None:
+        require(0 <= self.strength <= 1, f"color.strength must be between 0 and 1, got {self.strength}")
+        require(0 <= self.gray <= 1, f"color.gray must be between 0 and 1, got {self.gray}")

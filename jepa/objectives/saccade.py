@@ -22,6 +22,7 @@ from jepa.objectives.patch_codes import CodeTeacher
 from jepa.objectives.regularizers import correlation, feature_std, variance_covariance
 from jepa.optim import momentum
 from jepa.rng import Rng
+from jepa.transforms.color import change_colors
 from jepa.transforms.saccade import Geometry, Pose
 
 __all__ = ["GridPredictor", "MLPPredictor", "Saccade", "SaccadeCode", "SaccadeInputs", "mlp"]
@@ -143,8 +144,9 @@ class Saccade(Objective):
         return self
 
     def sample(self, batch: Batch, rng: Rng) -> SaccadeInputs:
-        """Sample two fixations per image and render their views."""
-        return sample_saccades(batch, self.geometry, rng)
+        """Sample two fixations per image and render their views; the colors of the student's view may be changed."""
+        inputs = sample_saccades(batch, self.geometry, rng)
+        return inputs._replace(context=change_colors(inputs.context, self.config.color, rng))
 
     def forward(self, inputs: SaccadeInputs) -> dict[str, Tensor]:
         """Return "loss" and its terms, averaged over tokens and images. Terms with weight 0 are not computed."""

@@ -1,1 +1,1 @@
-"""Batched image transforms on the device: crops, masks and saccades."""
+"""Batched image transforms on the device: crops, changes of color, masks and saccades."""
