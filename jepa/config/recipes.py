@@ -178,10 +178,10 @@ def saccade_cifar10() -> Config:
     """
     return Config(
         name="saccade-cifar10",
-        steps=720,
+        steps=640,
         batch_size=256,
-        save_every=144,
-        eval_every=360,
+        save_every=128,
+        eval_every=320,
         data=DataConfig(source="cifar10", image_size=32),
         backbone=PlainConvNetConfig(width=64, dim=2048),
         objective=SaccadeConfig(
