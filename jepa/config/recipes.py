@@ -100,10 +100,10 @@ def ijepa_cifar10_gpu() -> Config:
     return replace(
         config,
         name="ijepa-cifar10-gpu",
-        steps=1500,
+        steps=1400,
         batch_size=512,
-        save_every=300,
-        eval_every=750,
+        save_every=280,
+        eval_every=700,
         backbone=ViTConfig(size="192x8x3", patch=4, stem="whitening"),
         objective=replace(config.objective, predictor="96x2x3"),
     )
@@ -216,7 +216,7 @@ def saccade_cifar10_gpu() -> Config:
         batch_size=512,
         save_every=500,
         eval_every=1250,
-        backbone=PlainConvNetConfig(width=192, dim=2048),
+        backbone=PlainConvNetConfig(width=192),
         optim=replace(config.optim, lr=6e-3),
     )
 
