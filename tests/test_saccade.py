@@ -11,7 +11,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from jepa.backbones.convnet import ConvNet
-from jepa.config import Config, ConvNetConfig, FixationConfig, InputError, SaccadeConfig, VICRegConfig, with_backbone
+from jepa.config import (
+    ColorConfig,
+    Config,
+    ConvNetConfig,
+    FixationConfig,
+    InputError,
+    SaccadeConfig,
+    VICRegConfig,
+    with_backbone,
+)
 from jepa.data import Batch
 from jepa.objectives.saccade import GridPredictor, mlp
 from jepa.optim import momentum
@@ -241,6 +250,13 @@ def test_both_objectives_have_the_same_fixations(tiny):
     first, second = (inputs_of(fresh_objective(x)) for x in (config, other))
     assert torch.equal(first.context, second.context)
     assert torch.equal(first.target, second.target)
+
+
+def test_only_the_colors_of_the_students_view_are_changed(tiny):
+    plain = inputs_of(fresh_objective(saccade_config(tiny)))
+    colored = inputs_of(fresh_objective(saccade_config(tiny, color=ColorConfig(strength=0.4, gray=0.5))))
+    assert torch.equal(plain.target, colored.target)
+    assert not torch.isclose(plain.context, colored.context).flatten(1).all(1).any()
 
 
 @pytest.mark.parametrize(

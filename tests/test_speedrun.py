@@ -266,6 +266,9 @@ def test_an_entry_that_breaks_a_rule_is_refused(monkeypatch):
         check(colored, "images.parquet", "movements", labels=False)
     check(colored, "images.parquet", "any", labels=False)
     check(override(colored, objective__color_jitter=0.0), "images.parquet", "movements", labels=False)
+    saccade = override(recipe("saccade-cifar10"), data__source="images.parquet", objective__color__gray=0.1)
+    with pytest.raises(InputError, match=r"objective\.color\.gray is 0\.1; switch it off, or use --track any"):
+        check(saccade, "images.parquet", "movements", labels=False)
 
 
 @pytest.mark.parametrize("name", [name for name in RECIPES if "cifar10" in name])

@@ -92,8 +92,8 @@ def ijepa_cifar10_gpu() -> Config:
     """I-JEPA on CIFAR-10 at 32 pixels with a larger ViT, for GPUs.
 
     Command: jepa train ijepa-cifar10-gpu
-    Time: not measured yet
-    Result: not measured yet
+    Time: 2 minutes of training on an H100 shared by two to four trainings
+    Result: kNN 66.9 ± 0.2, linear 67.9 ± 0.3 (untrained 46.7, 54.9; three seeds)
     """
     config = ijepa_cifar10()
     assert isinstance(config.objective, IJepaConfig)
@@ -132,8 +132,8 @@ def energy_cifar10() -> Config:
     """I-JEPA with Energy Transformers on CIFAR-10 at 32 pixels, in the same training time as ijepa-cifar10.
 
     Command: jepa train energy-cifar10
-    Time: 7 to 8 minutes of training on two cores with bf16 instructions, estimated from a few steps
-    Result: not measured yet with these settings (EXPERIMENTS.md has trials on held-out images)
+    Time: 7 to 8 minutes of training on two cores with bf16 instructions
+    Result: kNN 58.9 ± 0.2, linear 61.3 ± 0.2 (untrained 43.5, 51.6; three seeds)
     """
     return replace(
         ijepa_cifar10(),
@@ -173,8 +173,8 @@ def saccade_cifar10() -> Config:
     """Saccade JEPA on CIFAR-10 at 32 pixels, for CPUs, with a small ConvNet and with codes of patches.
 
     Command: jepa train saccade-cifar10
-    Time: 8 to 9 minutes of training on two cores with bf16 instructions
-    Result: not measured yet with these settings (EXPERIMENTS.md has trials on held-out images)
+    Time: 6 to 8 minutes of training on two cores with bf16 instructions
+    Result: kNN 69.9 ± 0.4, linear 73.8 ± 0.3 (untrained 46.3, 59.0; three seeds)
     """
     return Config(
         name="saccade-cifar10",
@@ -205,8 +205,10 @@ def saccade_cifar10_gpu() -> Config:
     """Saccade JEPA on CIFAR-10 at 32 pixels with a wider ConvNet, for GPUs.
 
     Command: jepa train saccade-cifar10-gpu
-    Time: not measured yet
-    Result: not measured yet
+    Time: 2 minutes of training on an H100 shared by two to four trainings
+    Result: kNN 73.0 ± 0.3, linear 74.6 ± 0.1 (untrained 46.1, 61.8; three seeds)
+
+    With --objective.color.strength 0.4 --objective.color.gray 0.1: kNN 76.9 ± 0.2, linear 76.4 ± 0.4.
     """
     config = saccade_cifar10()
     return replace(
