@@ -77,10 +77,7 @@ CASES = {
     "lejepa": short("lejepa-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"),
     "mae": short("mae-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"),
     "ijepa-folder": short("ijepa-folder", "--data", "FOLDER", *SMALL_BATCH, "--eval-every", "0"),
-    "saccade-folder": short(
-        "saccade-folder", "--data", "FOLDER", "--batch-size", "8", "--backbone.name", "resnet10t",
-        "--data.image-size", "32", "--data.canvas", "50", "--eval-every", "0",
-    ),
+    "saccade-folder": short("saccade-folder", "--data", "FOLDER", *SMALL_BATCH, "--eval-every", "0"),
 }  # fmt: skip
 
 

@@ -1,4 +1,4 @@
-"""The `ijepa-folder` recipe on the command line: automatic settings, and flags that override them."""
+"""`ijepa-folder` and `saccade-folder` on the command line: automatic settings, and flags that override them."""
 
 import dataclasses
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from jepa.config import Config
-from jepa.config.auto import auto_config
+from jepa.config.arguments import AUTO_RECIPES
 from jepa.data import CACHE
 from jepa.data.inspect import summarize_source
 from jepa.runs import Run
@@ -27,6 +27,7 @@ def started(monkeypatch) -> list[tuple[Config, Path]]:
     return runs
 
 
+@pytest.mark.parametrize("recipe", AUTO_RECIPES)
 @pytest.mark.parametrize(
     ("flags", "size"),
     [
@@ -38,14 +39,14 @@ def started(monkeypatch) -> list[tuple[Config, Path]]:
         (["--seed", "3", "--data.image-size", "28", "--device", "cpu"], (28, 28)),
     ],
 )
-def test_settings_are_chosen_from_the_images_and_printed(capsys, started, pets, tmp_path, flags, size):
+def test_settings_are_chosen_from_the_images_and_printed(capsys, started, pets, tmp_path, recipe, flags, size):
     run = tmp_path / "runs" / "r"
-    command = ["train", "ijepa-folder", "--data", str(pets), "--run", str(run), "--device", "cpu", *flags]
+    command = ["train", recipe, "--data", str(pets), "--run", str(run), "--device", "cpu", *flags]
     code, _, err = call(capsys, *command)
     assert code == 0, err
     assert (run.parent / CACHE.name).is_dir()  # the index is next to the run
     summary, line = summarize_source(str(pets), "cpu")
-    config, settings = auto_config(str(pets), summary, size)
+    config, settings = AUTO_RECIPES[recipe](str(pets), summary, size)
     seed = 3 if "--seed" in flags else 0
     assert started == [(dataclasses.replace(config, device="cpu", seed=seed), run)]
     lines = err.splitlines()
@@ -65,11 +66,12 @@ def test_flags_override_automatic_settings(capsys, started, pets, tmp_path):
     assert (config.data.canvas, config.data.channels) == ((50, 40), 1)
 
 
-def test_images_are_required_and_inspected_for_this_recipe_only(capsys, started, monkeypatch, pets, tmp_path):
-    code, _, err = call(capsys, "train", "ijepa-folder", "--run", str(tmp_path / "r"))
-    assert code == 2
-    assert err.startswith("jepa: ijepa-folder derives its settings from your images; ")
-    assert err.endswith("--data PATH/TO/FOLDER\n")
+def test_images_are_required_and_inspected_for_these_recipes_only(capsys, started, monkeypatch, pets, tmp_path):
+    for recipe in AUTO_RECIPES:
+        code, _, err = call(capsys, "train", recipe, "--run", str(tmp_path / "r"))
+        assert code == 2
+        assert err.startswith(f"jepa: {recipe} derives its settings from your images; ")
+        assert err.endswith("--data PATH/TO/FOLDER\n")
     monkeypatch.setattr("jepa.data.inspect.summarize_source", None)  # fails if it is called
     assert not call(capsys, "train", "ijepa-folder", "--help")[0]
     assert call(capsys, "train", "demo", "--data", str(pets), "--run", str(tmp_path / "r"))[0] == 0

@@ -16,6 +16,7 @@ from typing import Annotated, TypeVar
 import tyro
 
 from jepa.config.auto import DataSummary, auto_config
+from jepa.config.auto_saccade import auto_saccade_config
 from jepa.config.base import BACKBONES, CodeConfig, Config, with_backbone
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, suggest
@@ -26,7 +27,8 @@ from jepa.config.user_code import load_code, loaded_code
 __all__ = ["Summarize", "TrainArguments", "expand_home", "parse_train_arguments"]
 
 T = TypeVar("T")
-AUTO_RECIPE = "ijepa-folder"  # its settings are chosen from the images and the device
+AUTO_RECIPES = {"ijepa-folder": auto_config, "saccade-folder": auto_saccade_config}
+"""Recipes whose settings are chosen from the images and the device."""
 DEFAULT_RECIPE = "demo"
 CODE_FILE = re.compile(r"(.+\.py)(?::(.*))?")  # FILE.py or FILE.py:RECIPE
 Summarize = Callable[[str, str, Path], tuple[DataSummary, str]]
@@ -150,13 +152,13 @@ def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | 
         raise InputError(f"{run.recipe} is not a Python file; give the name of a recipe, or a file that ends in .py")
     else:
         config = recipe(run.recipe)
-    named = _parse_some(AutoArguments, flags) if run.recipe == AUTO_RECIPE else None
+    named = _parse_some(AutoArguments, flags) if run.recipe in AUTO_RECIPES else None
     folder = run.run or Path("runs") / (_name(flags) or config.name)
     saved = folder / "config.json"
     if run.resume and run.config is None and saved.is_file():
         config = read_config(saved)
     elif named is not None and run.config is None and summarize is not None:
-        config = _automatic(named, flags, folder.parent, summarize)
+        config = _automatic(run.recipe, named, flags, folder.parent, summarize)
     return config if code is None else replace(config, code=code)
 
 
@@ -195,16 +197,16 @@ def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
     return recipe(name)
 
 
-def _automatic(given: AutoArguments, flags: list[str], runs: Path, summarize: Summarize) -> Config:
+def _automatic(name: str, given: AutoArguments, flags: list[str], runs: Path, summarize: Summarize) -> Config:
     """Choose the settings from the images and the device, and print them with the reasons."""
     flag_names = {flag.partition("=")[0] for flag in flags}
     if "--data.source" not in flag_names:
-        raise InputError(f"{AUTO_RECIPE} derives its settings from your images; pass them with --data PATH/TO/FOLDER")
+        raise InputError(f"{name} derives its settings from your images; pass them with --data PATH/TO/FOLDER")
     summary, text = summarize(given.data.source, given.device, runs)
     size = given.data.size if "--data.image-size" in flag_names else None
-    config, settings = auto_config(given.data.source, summary, size)
+    config, settings = AUTO_RECIPES[name](given.data.source, summary, size)
     if os.environ.get("RANK", "0") == "0":
-        print(f"{AUTO_RECIPE}: {text}; automatic settings (override with flags):", file=sys.stderr)
+        print(f"{name}: {text}; automatic settings (override with flags):", file=sys.stderr)
         for setting in settings:
             print(f"  {f'{setting.flag} {setting.value}':<26} {setting.reason}", file=sys.stderr)
     return config

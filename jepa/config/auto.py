@@ -1,9 +1,14 @@
-"""Automatic settings: choose an experiment from a summary of the images and the device."""
+"""Automatic settings: choose an experiment from a summary of the images and the device.
+
+I-JEPA is planned here, Saccade JEPA in `auto_saccade`.
+"""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from jepa.config.backbones import ViTConfig, is_power_of_two, parse_width
 from jepa.config.base import Config, OptimConfig
@@ -13,7 +18,17 @@ from jepa.config.errors import require
 from jepa.config.ijepa import IJepaConfig
 from jepa.config.transforms import CropConfig, MaskConfig
 
-__all__ = ["DataSummary", "Setting", "auto_config"]
+__all__ = [
+    "DataSummary",
+    "Setting",
+    "auto_config",
+    "batch_size",
+    "canvas_size",
+    "channels_setting",
+    "image_size",
+    "spelled",
+    "views_seen",
+]
 
 MIN_CROP_AREA = 0.35
 MAX_CANVAS_ASPECT = 2.0  # crops of longer images would be distorted
@@ -60,13 +75,15 @@ def auto_config(
     """
     require(summary.count >= 2, f"{source} has {summary.count} training image; training requires at least 2")
     on_gpu = summary.device == "cuda"
-    (height, width), why_size = (given, "set by the user") if given else _size(summary, on_gpu)
+    (height, width), why_size = image_size(summary, given)
     patch = _patch(height, width, 16 if on_gpu else 8)
-    canvas, why_canvas = _canvas(summary, height, width)
+    canvas, why_canvas = canvas_size(
+        summary, height, width, math.sqrt(MIN_CROP_AREA), f"crops of {MIN_CROP_AREA:.0%} of it"
+    )
     size, predictor, why_model = _model(summary.count, on_gpu)
     tokens = (height // patch) * (width // patch)
     batch, why_batch = _batch(summary, on_gpu, tokens, size, predictor)
-    samples_seen, why_steps = _seen(summary.count, on_gpu)
+    samples_seen, why_steps = views_seen(summary.count, on_gpu)
     steps = max(500, samples_seen // batch)
     view = height if height == width else (height, width)
     config = Config(
@@ -75,7 +92,7 @@ def auto_config(
         batch_size=batch,
         save_every=max(100, min(1000, steps // 10)),
         eval_every=max(100, steps // 4),
-        data=DataConfig(source=source, image_size=view, canvas=canvas, channels=1 if summary.gray else 3),
+        data=DataConfig(source=source, image_size=view, canvas=canvas, channels=channels_setting(summary)[1]),
         backbone=ViTConfig(size=size, patch=patch, stem="conv" if is_power_of_two(patch) else "linear"),
         objective=IJepaConfig(
             predictor=predictor,
@@ -94,26 +111,35 @@ def auto_config(
     settings = [
         ("--data.image-size", view, why_size),
         ("--data.canvas", canvas, why_canvas),
-        (
-            "--data.channels",
-            config.data.channels,
-            "all images are grayscale" if summary.gray else "some images are in color",
-        ),
+        channels_setting(summary),
         ("--backbone.patch", patch, f"{height // patch}x{width // patch} tokens"),
         ("--backbone.size", size, why_model),
         ("--batch-size", batch, why_batch),
         ("--steps", steps, f"each image about {steps * batch / summary.count:,.0f} times: {why_steps}"),
     ]
-    return config, [Setting(flag, _spelled(value), reason) for flag, value, reason in settings]
+    return config, spelled(settings)
 
 
-def _spelled(value: object) -> str:
-    return " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def spelled(settings: Iterable[tuple[str, object, str]]) -> list[Setting]:
+    """Return settings, given as flags, values and reasons, with the values written as on the command line."""
+    return [
+        Setting(flag, " ".join(map(str, value)) if isinstance(value, tuple) else str(value), reason)
+        for flag, value, reason in settings
+    ]
 
 
-def _size(summary: DataSummary, on_gpu: bool) -> tuple[tuple[int, int], str]:
+def channels_setting(summary: DataSummary) -> tuple[str, Literal[1, 3], str]:
+    """Choose the number of channels."""
+    if summary.gray:
+        return "--data.channels", 1, "all images are grayscale"
+    return "--data.channels", 3, "some images are in color"
+
+
+def image_size(summary: DataSummary, given: tuple[int, int] | None) -> tuple[tuple[int, int], str]:
     """Choose a square input size: the largest supported one within the median shorter side, or the smallest one."""
-    side = min(summary.height, summary.width)
+    if given:
+        return given, "set by the user"
+    side, on_gpu = min(summary.height, summary.width), summary.device == "cuda"
     known = GPU_SIZES if on_gpu else CPU_SIZES
     size = max((size for size in known if size <= side), default=known[0])
     if size == known[-1]:
@@ -139,12 +165,17 @@ def _patch(height: int, width: int, side: int) -> int:
     return min([patch for patch in few if is_power_of_two(patch)] or few)
 
 
-def _canvas(summary: DataSummary, height: int, width: int) -> tuple[int | tuple[int, int], str]:
-    """Choose the canvas: large enough that the smallest crop is not upsampled, but no larger than the images."""
-    needed = [math.ceil(length / math.sqrt(MIN_CROP_AREA) / 8) * 8 for length in (height, width)]
+def canvas_size(
+    summary: DataSummary, height: int, width: int, fraction: float, views: str
+) -> tuple[int | tuple[int, int], str]:
+    """Choose the canvas: large enough that the smallest views are not upsampled, but no larger than the images.
+
+    `fraction` is the part of the side of the canvas that they cover, and `views` their name in the reason.
+    """
+    needed = [math.ceil(length / fraction / 8) * 8 for length in (height, width)]
     fitting = min(1.0, summary.height / needed[0], summary.width / needed[1])
     down, across = max(height, int(needed[0] * fitting)), max(width, int(needed[1] * fitting))
-    enough = f"crops of {MIN_CROP_AREA:.0%} of it are not upsampled" if fitting == 1 else "no larger than the images"
+    enough = f"{views} are not upsampled" if fitting == 1 else "no larger than the images"
     if height != width:
         return (down, across), f"the center; {enough}"
     if (
@@ -168,17 +199,26 @@ def _model(count: int, on_gpu: bool) -> tuple[str, str, str]:
 
 
 def _batch(summary: DataSummary, on_gpu: bool, tokens: int, width: str, predictor: str) -> tuple[int, str]:
-    """Choose the largest power of two that fits in memory and leaves at least four batches per epoch."""
+    """Choose the batch size for a ViT and its predictor."""
     dim, depth = ViTConfig(size=width, patch=16).dimensions[:2]
     narrow, layers, _ = parse_width(predictor, "objective.predictor")
     image = (
         ACTIVATION_BYTES * tokens * (dim * depth + 4 * narrow * layers)
     )  # four targets, each with the context tokens
-    largest = min(1024 if on_gpu else 128, 0.8 * summary.memory_gb * 1e9 / image)
+    return batch_size(summary, 1024 if on_gpu else 128, image)
+
+
+def batch_size(summary: DataSummary, limit: int, image: float) -> tuple[int, str]:
+    """Choose the largest power of two up to `limit` that fits in memory and leaves at least four batches per epoch.
+
+    `image` is the memory for one image, in bytes.
+    """
+    largest = min(limit, 0.8 * summary.memory_gb * 1e9 / image)
     by_count = summary.count / 4
     batch = 2 ** max(1, int(math.log2(max(2.0, min(largest, by_count)))))
     if by_count < largest:
         return batch, f"leaves at least four batches per epoch of {summary.count:,} images"
+    on_gpu = summary.device == "cuda"
     return batch, f"fits in {summary.memory_gb:.0f} GB" if on_gpu else "the batch size of the CPU recipes"
 
 
@@ -196,7 +236,7 @@ def _fast(config: Config) -> Config:
     )
 
 
-def _seen(count: int, on_gpu: bool) -> tuple[int, str]:
+def views_seen(count: int, on_gpu: bool) -> tuple[int, str]:
     """Choose the number of training samples, counting repeats."""
     if not on_gpu:
         seen = min(160_000, 400 * count)
