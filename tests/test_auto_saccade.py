@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from jepa.config import Config, InputError, recipe
 from jepa.config.arguments import parse_train_arguments
 from jepa.config.auto import CPU_SIZES, GPU_SIZES, DataSummary
-from jepa.config.auto_saccade import ZOOM, auto_saccade_config
+from jepa.config.auto_saccade import CODED, auto_saccade_config
 from jepa.config.serialization import from_dict, to_dict
 from jepa.runs import fresh_objective
 from tests.test_auto import given_sizes, small_images, summaries
@@ -24,7 +24,9 @@ def test_every_summary_gives_a_config_that_fits(summary, given_size):
     filled = [size for size in known if size <= min(summary.height, summary.width)]
     assert view == (given_size or (max(filled, default=known[0]),) * 2)
     longest = 2 if summary.one_aspect else 1  # a canvas with the aspect ratio of the images
-    assert all(seen <= mine <= longest * (seen * ZOOM + 8) for mine, seen in zip(canvas, view, strict=True))
+    assert all(
+        seen <= mine <= longest * (seen * CODED.fixations.zoom + 8) for mine, seen in zip(canvas, view, strict=True)
+    )
     assert 4 <= min(view) // config.backbone.stride < 8
     assert config.batch_size & (config.batch_size - 1) == 0
     assert 2 <= config.batch_size <= min(512 if on_gpu else 256, summary.count / 2)

@@ -64,14 +64,14 @@ def test_other_numbers_of_channels(channels: int) -> None:
     assert changed.max() <= 1
 
 
-def test_numbers_depend_on_the_view_and_repeat() -> None:
+def test_the_same_numbers_give_the_same_colors() -> None:
     config = ColorConfig(strength=0.4, gray=0.2)
     first, again = (change_colors(views(), config, rng(400)) for _ in range(2))
     torch.testing.assert_close(first, again, rtol=0, atol=0)
-    assert not torch.equal(first, change_colors(views(), config, rng(400), view=1))
+    assert not torch.equal(first, change_colors(views(), config, Rng(0, 1, torch.arange(400))))
 
 
 @pytest.mark.parametrize("settings", [{"strength": -0.1}, {"strength": 1.5}, {"gray": 2.0}, {"gray": float("nan")}])
 def test_invalid_settings(settings: dict[str, float]) -> None:
-    with pytest.raises(InputError, match=f"color.{next(iter(settings))} must be between 0 and 1, got"):
+    with pytest.raises(InputError, match=f"objective.color.{next(iter(settings))} must be between 0 and 1, got"):
         ColorConfig(**settings)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 from jepa.config.auto import (
     DataSummary,
@@ -22,9 +23,23 @@ from jepa.config.errors import InputError, require
 from jepa.config.saccade import SaccadeConfig
 from jepa.config.transforms import FixationConfig
 
-__all__ = ["auto_saccade_config"]
+__all__ = ["CODED", "auto_saccade_config"]
 
-ZOOM, SHIFT, ROTATIONS = 1.4, 0.25, (15, 10, 5, 2)  # of `saccade-cifar10`; smaller rotations for long views
+CODED = SaccadeConfig(
+    hidden=256,
+    prediction=20,
+    cycle=5,
+    variance=0,
+    covariance=0,
+    correlation=0.015,
+    inverse=4,
+    patch_codes=1,
+    ema_half_life=20,
+    ema_half_life_end=100,
+    fixations=FixationConfig(view_fraction=1, shift=0.25, rotation=15, zoom=1.4),
+)
+"""The objective of `saccade-cifar10`, with codes of patches and views of the whole image that are zoomed in."""
+ROTATIONS = (CODED.fixations.rotation, 10.0, 5.0, 2.0)  # in degrees; smaller ones for long views
 LAST_SIDE = 4  # smallest side of the last feature map
 LAST_WIDTH = {"cpu": 512, "cuda": 1536}  # number of channels of the last stage, as in the recipes for CIFAR-10
 FIRST_WIDTH = {"cpu": 64, "cuda": 192}  # maximum number of channels before the first stage
@@ -47,7 +62,7 @@ def auto_saccade_config(
     device = "cuda" if on_gpu else "cpu"
     (height, width), why_size = image_size(summary, given)
     view = height if height == width else (height, width)
-    canvas, why_canvas = canvas_size(summary, height, width, 1 / ZOOM, "the smallest views")
+    canvas, why_canvas = canvas_size(summary, height, width, 1 / CODED.fixations.zoom, "the smallest views")
     channels = channels_setting(summary)
     data = DataConfig(source=source, image_size=view, canvas=canvas, channels=channels[1])
     stages = min(8, max(1, int(math.log2(max(1, min(height, width) / LAST_SIDE)))))
@@ -63,18 +78,8 @@ def auto_saccade_config(
         eval_every=max(100, steps // 4),
         data=data,
         backbone=PlainConvNetConfig(width=first, stages=stages, dim=1024 if on_gpu else 2048),
-        objective=SaccadeConfig(
-            hidden=256,
-            prediction=20,
-            cycle=5,
-            variance=0,
-            covariance=0,
-            correlation=0.015,
-            inverse=4,
-            patch_codes=1 if min(height, width) >= MIN_CODED_SIDE else 0,
-            ema_half_life=20,
-            ema_half_life_end=100,
-            fixations=_fixations(data),
+        objective=replace(
+            CODED, patch_codes=1 if min(height, width) >= MIN_CODED_SIDE else 0, fixations=_fixations(data)
         ),
         optim=OptimConfig(
             kind="muon",
@@ -91,7 +96,7 @@ def auto_saccade_config(
         ("--data.canvas", canvas, why_canvas),
         channels,
         ("--backbone.stages", stages, side),
-        ("--backbone.width", first, "as much work per image as on CIFAR-10"),
+        ("--backbone.width", first, f"{first * 2**stages} channels after the last stage"),
         ("--batch-size", batch, why_batch),
         ("--steps", steps, f"each image about {steps * batch / summary.count:,.0f} times: {why_steps}"),
     ]
@@ -101,7 +106,7 @@ def auto_saccade_config(
 def _fixations(data: DataConfig) -> FixationConfig:
     """Choose the largest rotation at which zoomed-in views fit into the canvas."""
     for rotation in ROTATIONS:
-        fixations = FixationConfig(view_fraction=1, shift=SHIFT, rotation=rotation, zoom=ZOOM)
+        fixations = replace(CODED.fixations, rotation=rotation)
         try:
             fixations.check_canvas(data.canvas_size, data.size)
         except InputError as error:
@@ -119,4 +124,6 @@ def _views_seen_on_gpu(count: int) -> tuple[int, str]:
     """Choose the number of training samples on a GPU, counting repeats."""
     if 400 * count <= SATURATED:
         return 400 * count, "400 epochs of a small dataset"
-    return max(SATURATED, 20 * count), "20 epochs of a large dataset, or what saccade-cifar10-gpu sees"
+    if 20 * count <= SATURATED:
+        return SATURATED, "more gained little on CIFAR-10"
+    return 20 * count, "20 epochs of a large dataset"

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from jepa.config.auto import DataSummary, auto_config
-from jepa.config.auto_saccade import auto_saccade_config
+from jepa.config.auto_saccade import CODED, auto_saccade_config
 from jepa.config.backbones import ConvNetConfig, EnergyConfig, PlainConvNetConfig, ViTConfig
 from jepa.config.base import Config, OptimConfig, defined_in
 from jepa.config.data import DataConfig
@@ -185,19 +185,7 @@ def saccade_cifar10() -> Config:
         eval_every=320,
         data=DataConfig(source="cifar10", image_size=32),
         backbone=PlainConvNetConfig(width=64, dim=2048),
-        objective=SaccadeConfig(
-            hidden=256,
-            prediction=20,
-            cycle=5,
-            variance=0,
-            covariance=0,
-            correlation=0.015,
-            inverse=4,
-            patch_codes=1,
-            ema_half_life=20,
-            ema_half_life_end=100,
-            fixations=FixationConfig(view_fraction=1, shift=0.25, rotation=15, zoom=1.4),
-        ),
+        objective=CODED,
         optim=replace(SHORT, kind="muon", lr=4e-3),
     )
 
@@ -312,7 +300,7 @@ def saccade_folder() -> Config:
     """Saccade JEPA on any folder of images, with settings chosen from the images and the device.
 
     Command: jepa train saccade-folder --data PATH/TO/FOLDER
-    Time: about 10 minutes of training on two cores
+    Time: about 10 minutes of training on two cores, estimated from saccade-cifar10
     Result: depends on the images; 'jepa evaluate' compares it with the untrained encoder and raw pixels
     """
     return auto_saccade_config("PATH/TO/FOLDER", DataSummary(count=10_000, height=1200, width=1600))[0]

@@ -157,5 +157,5 @@ class ColorConfig:
     """Fraction of the views that lose their colors."""
 
     def __post_init__(self) -> None:
-        require(0 <= self.strength <= 1, f"color.strength must be between 0 and 1, got {self.strength}")
-        require(0 <= self.gray <= 1, f"color.gray must be between 0 and 1, got {self.gray}")
+        require(0 <= self.strength <= 1, f"objective.color.strength must be between 0 and 1, got {self.strength}")
+        require(0 <= self.gray <= 1, f"objective.color.gray must be between 0 and 1, got {self.gray}")

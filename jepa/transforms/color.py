@@ -11,17 +11,17 @@ from jepa.rng import Rng
 __all__ = ["change_colors"]
 
 
-def change_colors(views: Tensor, config: ColorConfig, rng: Rng, *, view: int = 0) -> Tensor:
+def change_colors(views: Tensor, config: ColorConfig, rng: Rng) -> Tensor:
     """Change the colors of each view (B, C, h, w) in [0, 1] at random, as in SimCLR (arXiv 2002.05709, appendix A).
 
     Brightness, contrast (distance to the mean of the view), saturation (distance to the mean of the channels) and the
     single channels are multiplied by independent factors, uniform within 1 ± strength (channels: 1 ± strength / 2).
-    The last ones change the hue. Objectives that change several views of an image pass different `view` numbers.
+    The last ones change the hue.
     """
     if not (config.strength or config.gray):
         return views
     channels = views.shape[1]
-    u = rng.uniform(f"color, view {view}", 4 + channels)[:, :, None, None]
+    u = rng.uniform("color", 4 + channels)[:, :, None, None]
     factors = 1 + config.strength * (2 * u - 1)
     views = views * factors[:, 0:1]
     mean = views.mean((1, 2, 3), keepdim=True)
