@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from jepa.config import Config, InputError, recipe
+from jepa.config import BACKBONES, Config, InputError, recipe
 from jepa.config.arguments import parse_train_arguments
 from jepa.config.auto import CPU_SIZES, GPU_SIZES, DataSummary
 from jepa.config.auto_saccade import CODED, auto_saccade_config
@@ -76,6 +76,20 @@ def test_tiny_views_have_no_codes_of_patches():
     config = auto_saccade_config("photos", DataSummary(100, 6, 6), (6, 6))[0]
     assert config.objective.patch_codes == 0
     fresh_objective(dataclasses.replace(config, data=dataclasses.replace(config.data, mean=(0.5,) * 3, std=(0.2,) * 3)))
+
+
+@pytest.mark.parametrize("view", [(1, 1), (3, 3), (3, 5)])
+def test_views_smaller_than_a_whitening_filter_are_refused(view):
+    height, width = view
+    for device in ("cpu", "cuda"):
+        with pytest.raises(
+            InputError, match=f"at least 4x4 pixels, got {height}x{width}; choose a larger --data.image"
+        ):
+            auto_saccade_config("photos", DataSummary(100, 6, 6, device=device), view)
+    for size in ("vit", "energy"):
+        tiny = dataclasses.replace(recipe("demo").data, image_size=(2, 2))
+        with pytest.raises(InputError, match="at least 4x4 pixels, got 2x2"):
+            BACKBONES.config_class(size, "backbone")(patch=2, stem="whitening").check_data(tiny)
 
 
 @given(st.floats(1, 4))

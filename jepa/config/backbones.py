@@ -20,6 +20,7 @@ __all__ = [
     "parse_width",
 ]
 
+WHITENING_SIDE = 4  # side of a whitening filter, in pixels
 VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
     "small": (384, 12, 6, 4.0),
@@ -87,6 +88,16 @@ def check_grid(patch: int, data: DataConfig) -> None:
     )
 
 
+def check_whitening(data: DataConfig) -> None:
+    """Raise `InputError` if images are smaller than a whitening filter."""
+    height, width = data.size
+    require(
+        min(height, width) >= WHITENING_SIDE,
+        f"the whitening filters need images of at least {WHITENING_SIDE}x{WHITENING_SIDE} pixels, got "
+        f"{height}x{width}; choose a larger --data.image-size",
+    )
+
+
 @dataclass(frozen=True)
 class ViTConfig(BackboneConfig):
     """A Vision Transformer (Dosovitskiy et al. 2021) with fixed sin-cos positions and no class token."""
@@ -109,6 +120,8 @@ class ViTConfig(BackboneConfig):
     def check_data(self, data: DataConfig) -> None:
         """Require an image size that is a multiple of the patch size."""
         check_grid(self.patch, data)
+        if self.stem == "whitening":
+            check_whitening(data)
 
     @property
     def dimensions(self) -> tuple[int, int, int, float]:
@@ -170,6 +183,8 @@ class EnergyConfig(BackboneConfig):
     def check_data(self, data: DataConfig) -> None:
         """Require an image size that is a multiple of the patch size."""
         check_grid(self.patch, data)
+        if self.stem == "whitening":
+            check_whitening(data)
 
     @property
     def dimensions(self) -> tuple[int, int, int]:
@@ -209,6 +224,10 @@ class PlainConvNetConfig(BackboneConfig):
             value = getattr(self, name)
             require(value >= 1, f"backbone.{name} must be an integer of at least 1, got {value}")
         require(1 <= self.stages <= 8, f"backbone.stages must be an integer between 1 and 8, got {self.stages}")
+
+    def check_data(self, data: DataConfig) -> None:
+        """Require images that are not smaller than a whitening filter."""
+        check_whitening(data)
 
     @property
     def stride(self) -> int:
