@@ -68,6 +68,9 @@ CASES = {
     "saccade-demo, two processes": short("saccade-demo", *SMALL_BATCH, "--eval-every", "0", processes=2),
     "saccade-demo, accumulated": short("saccade-demo", *SMALL_BATCH, "--accumulate", "2", "--eval-every", "0"),
     "saccade-demo, resumed": resumed("saccade-demo", *SMALL_BATCH, "--eval-every", "0"),
+    "saccade-convnext-cifar10 on the sample": short(
+        "saccade-convnext-cifar10", *SAMPLE, *SMALL_BATCH, "--eval-every", "0"
+    ),
     "saccade-demo with a ViT, grid predictor": short(
         "saccade-demo", *SMALL_BATCH, "--backbone", "vit", "--backbone.size", "64x2x2", "--backbone.patch", "4",
         "--objective.predictor", "32x1x2", "--objective.invariance", "0.1", "--eval-every", "0",

@@ -349,6 +349,20 @@ def test_features_are_projected_on_the_axes_along_which_they_vary():
     assert speedrun_scores.project(constant, constant)[0].x.shape == (5, 1)
 
 
+def test_the_first_axes_of_wide_features_are_the_principal_ones(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    mixing = torch.randn(900, 900, generator=generator)
+    x = (torch.randn(1200, 900, generator=generator) * torch.linspace(1, 0, 900)) @ mixing + 3
+    exact, test = speedrun_scores.project(planted(x, "train"), planted(x[:50], "test"))
+    monkeypatch.setattr(speedrun_scores, "MAX_EXACT_DIMS", 800)
+    state = torch.get_rng_state()
+    fast, fast_test = speedrun_scores.project(planted(x, "train"), planted(x[:50], "test"))
+    assert torch.equal(torch.get_rng_state(), state)
+    assert fast.x.shape == exact.x.shape == (1200, 512)
+    assert torch.allclose(fast.x.var(0), exact.x.var(0), rtol=0.02)
+    assert torch.allclose(fast_test.x[:, :100].abs(), test.x[:, :100].abs(), atol=0.05 * float(test.x.std()))
+
+
 def test_flops_grow_with_steps_and_images(small_source):
     config = tiny_config(str(small_source), steps=2)
     config = override(config, data__mean=(0.5,) * 3, data__std=(0.2,) * 3, objective=SupervisedConfig(2))

@@ -144,29 +144,21 @@ def energy_cifar10() -> Config:
 
 
 def saccade_demo() -> Config:
-    """Saccade JEPA on the built-in sample.
+    """Saccade JEPA on the built-in sample, with the ConvNet of saccade-cifar10 at half its width.
 
     Command: jepa train saccade-demo
-    Time: 3 minutes of training on two cores
-    Result: kNN 84.2 ± 0.3, linear 85.8 ± 0.3 (untrained 81.4, 83.4; raw pixels 83.1, 84.6; three seeds)
+    Time: 3 to 4 minutes of training on two cores with bf16 instructions
+    Result: kNN 86.7 ± 0.6, linear 89.0 ± 0.6 (untrained 72.5, 81.4; raw pixels 83.1, 84.6; three seeds)
     """
-    return Config(
+    return replace(
+        saccade_cifar10(),
         name="saccade-demo",
-        steps=750,
+        steps=500,
         batch_size=128,
-        save_every=150,
+        save_every=100,
         eval_every=250,
         data=DataConfig(source="sample", image_size=32, channels=1),
-        backbone=ConvNetConfig(name="convnext_atto"),
-        objective=SaccadeConfig(
-            variance=0.2,
-            covariance=0.008,
-            inverse=0.15,
-            ema_half_life=20,
-            ema_half_life_end=100,
-            fixations=FixationConfig(view_fraction=1, shift=0.25, rotation=15, zoom=1.4),
-        ),
-        optim=replace(SHORT, lr=1e-3),
+        backbone=PlainConvNetConfig(width=32, dim=2048),
     )
 
 
@@ -221,13 +213,23 @@ def saccade_convnext_cifar10() -> Config:
     Time: 8 to 10 minutes on two cores
     Result: kNN 58.8 ± 0.1, linear 46.4 ± 0.1 (untrained 42.7, 39.1; three seeds)
     """
-    return replace(
-        saccade_demo(),
+    return Config(
         name="saccade-convnext-cifar10",
         steps=2400,
+        batch_size=128,
         save_every=300,
         eval_every=800,
         data=DataConfig(source="cifar10", image_size=32),
+        backbone=ConvNetConfig(name="convnext_atto"),
+        objective=SaccadeConfig(
+            variance=0.2,
+            covariance=0.008,
+            inverse=0.15,
+            ema_half_life=20,
+            ema_half_life_end=100,
+            fixations=FixationConfig(view_fraction=1, shift=0.25, rotation=15, zoom=1.4),
+        ),
+        optim=SHORT,
     )
 
 
