@@ -86,10 +86,10 @@ def test_views_smaller_than_a_whitening_filter_are_refused(view):
             InputError, match=f"at least 4x4 pixels, got {height}x{width}; choose a larger --data.image"
         ):
             auto_saccade_config("photos", DataSummary(100, 6, 6, device=device), view)
-    for size in ("vit", "energy"):
+    for kind in ("vit", "energy"):
         tiny = dataclasses.replace(recipe("demo").data, image_size=(2, 2))
         with pytest.raises(InputError, match="at least 4x4 pixels, got 2x2"):
-            BACKBONES.config_class(size, "backbone")(patch=2, stem="whitening").check_data(tiny)
+            BACKBONES.config_class(kind, "backbone")(patch=2, stem="whitening").check_data(tiny)
 
 
 @given(st.floats(1, 4))
