@@ -43,7 +43,7 @@ COLUMNS = (
     *("", "entry", "linear 2x2", "linear", "kNN", "RankMe", "untrained", "process s", "scaled s", "training s"),
     *("steps", "images", "PFLOP", "parameters", "seeds", "date"),
 )
-MARKERS = {"movements": "o", "any": "s"}  # of the figure
+MARKERS = {"movements": "o^", "any": "sD"}  # the second ones are for names beyond the ten colors
 TICKS = (0.5, 1, 2, 5, 10, 20, 30)  # of its axis of time, in minutes
 
 
@@ -191,7 +191,7 @@ def draw_curve(folder: Path, target: Path) -> None:
 
 
 def entry_figure(records: list[dict[str, Any]]) -> Figure:
-    """Return the figure; entries of the same name share a color and are connected over budgets."""
+    """Return the figure; entries of the same name share a color and a marker and are connected over budgets."""
     figure = new_figure(3.4)
     left, right = figure.subplots(1, 2)
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
@@ -199,8 +199,13 @@ def entry_figure(records: list[dict[str, Any]]) -> Figure:
         groups.setdefault((record["name"], record["device"], record["track"]), []).append(record)
     names = list(dict.fromkeys(name for name, _, _ in groups))
     for (name, device, track), group in groups.items():
-        color = CLASS_COLORS[names.index(name) % len(CLASS_COLORS)]
-        style = {"color": color, "marker": MARKERS[track], "label": f"{literal(name)}, {device}, {track}"}
+        cycle, index = divmod(names.index(name), len(CLASS_COLORS))
+        color, markers = CLASS_COLORS[index], MARKERS[track]
+        style = {
+            "color": color,
+            "marker": markers[cycle % len(markers)],
+            "label": f"{literal(name)}, {device}, {track}",
+        }
         style["markerfacecolor"] = "none" if all(map(unranked_reason, group)) else color
         group.sort(key=lambda record: statistics.mean(column(record, "process_seconds")))
         draw_points(left, group, ("process_seconds", RANKED_BY), unit=60, linestyle="-", **style)

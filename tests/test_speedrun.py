@@ -476,6 +476,12 @@ def test_the_curve_has_a_point_for_each_entry(folder, tmp_path):
         speedrun_records.draw_curve(tmp_path / "empty", tmp_path / "curve.png")
 
 
+def test_more_entries_than_colors_are_told_apart_by_their_markers():
+    records = [make_record(f"entry-{index}", [60.0 + index]) for index in range(15)]
+    lines = [container.lines[0] for container in speedrun_records.entry_figure(records).axes[0].containers]
+    assert len({(line.get_color(), line.get_marker()) for line in lines}) == len(records)
+
+
 def test_the_committed_tables_are_those_of_the_committed_records():
     tables = speedrun_records.tables(speedrun_records.read_records(speedrun.RECORDS), ROOT)
     assert f"{speedrun_records.BEGIN}\n\n{tables}\n\n{speedrun_records.END}" in speedrun.PAGE.read_text()
