@@ -143,6 +143,20 @@ def energy_cifar10() -> Config:
     )
 
 
+def energy_cifar10_gpu() -> Config:
+    """I-JEPA with wider Energy Transformers on CIFAR-10 at 32 pixels, for GPUs.
+
+    Command: jepa train energy-cifar10-gpu
+    Time: not run here
+    Result: not measured; the settings are those of ijepa-cifar10-gpu
+    """
+    return replace(
+        ijepa_cifar10_gpu(),
+        name="energy-cifar10-gpu",
+        backbone=EnergyConfig(size="256x6x8", patch=4, stem="whitening", alpha=0.3),
+    )
+
+
 def saccade_demo() -> Config:
     """Saccade JEPA on the built-in sample, with the ConvNet of saccade-cifar10 at half its width.
 
@@ -255,8 +269,8 @@ def lejepa_cifar10() -> Config:
     Two global views of 32 pixels and six local views of 16 pixels of each image, without color augmentation.
 
     Command: jepa train lejepa-cifar10
-    Time: 9 to 10 minutes of training on two cores in fp32, estimated from a few steps
-    Result: not measured yet
+    Time: 7 to 8 minutes of training on two cores with bf16 instructions
+    Result: kNN 42.2, linear 56.7 (untrained 46.4, 52.4; one seed)
     """
     objective = LeJepaConfig(
         slices=256,
@@ -277,21 +291,32 @@ def lejepa_cifar10() -> Config:
     )
 
 
+def lejepa_cifar10_gpu() -> Config:
+    """LeJEPA on CIFAR-10 at 32 pixels with the ViT of ijepa-cifar10-gpu, for GPUs.
+
+    Command: jepa train lejepa-cifar10-gpu
+    Time: not run here
+    Result: not measured; the losses and views are those of lejepa-cifar10
+    """
+    config, larger = lejepa_cifar10(), ijepa_cifar10_gpu()
+    return replace(larger, name="lejepa-cifar10-gpu", objective=config.objective, optim=config.optim)
+
+
 def mae_cifar10() -> Config:
     """Masked autoencoder on CIFAR-10 at 32 pixels with the ViT of ijepa-cifar10, for CPUs.
 
     The stem is patch-conv, because with conv, visible tokens would depend on most pixels of masked neighbors.
 
     Command: jepa train mae-cifar10
-    Time: 9 to 10 minutes of training on two cores in fp32, estimated from a few steps
-    Result: not measured yet
+    Time: 10 to 11 minutes of training on two cores with bf16 instructions
+    Result: kNN 43.1, linear 54.4 (untrained 34.2, 44.6; one seed)
     """
     return replace(
         ijepa_cifar10(),
         name="mae-cifar10",
-        steps=3900,
-        save_every=650,
-        eval_every=1300,
+        steps=3600,
+        save_every=600,
+        eval_every=1200,
         backbone=ViTConfig(size="128x4x4", patch=4, stem="patch-conv"),
         objective=MAEConfig(decoder="64x2x4", crop=CropConfig(scale=(0.35, 1.0), flip=True)),
         optim=SHORT,
@@ -395,6 +420,7 @@ RECIPES = RecipeTable(
         "ijepa-cifar10-gpu": ijepa_cifar10_gpu,
         "energy-demo": energy_demo,
         "energy-cifar10": energy_cifar10,
+        "energy-cifar10-gpu": energy_cifar10_gpu,
         "saccade-demo": saccade_demo,
         "saccade-cifar10": saccade_cifar10,
         "saccade-cifar10-gpu": saccade_cifar10_gpu,
@@ -402,6 +428,7 @@ RECIPES = RecipeTable(
         "saccade-folder": saccade_folder,
         "vicreg-cifar10": vicreg_cifar10,
         "lejepa-cifar10": lejepa_cifar10,
+        "lejepa-cifar10-gpu": lejepa_cifar10_gpu,
         "mae-cifar10": mae_cifar10,
         "ijepa-folder": ijepa_folder,
         "ijepa-vitb16-in1k": ijepa_vitb16_in1k,
