@@ -114,6 +114,7 @@ def run_seed(entry: Entry, seed: int, folder: Path, images: Path, device: torch.
         spec |= {"train": train_arguments(entry, seed, images, target), "track": entry.track, "labels": entry.labels}
     rates = [measure_rate(entry.device)]
     seconds = run_process(spec, folder, images, entry.source, entry.code, entry.device)
+    print(f"{entry.name}, seed {seed}: trained for {seconds:.0f} s, now scoring", flush=True)
     rates.append(measure_rate(entry.device))
     if max(rates) > MAX_RATE_RATIO * min(rates):
         print(

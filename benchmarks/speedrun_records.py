@@ -146,7 +146,13 @@ def table(records: dict[Path, dict[str, Any]], root: Path) -> list[str]:
     for rank, (path, record) in enumerate(ordered, 1):
         link = Path(os.path.relpath(path, root)).as_posix()
         lines.append("| " + " | ".join(table_row(record, link, "–" if unranked_reason(record) else str(rank))) + " |")
-    return [*lines, "", f"The first row: `{ordered[0][1]['command']}`"]
+    return [*lines, "", f"The first row: `{repeating_command(ordered[0][1])}`"]
+
+
+def repeating_command(record: dict[str, Any]) -> str:
+    """Return the command that repeats an entry in any clone: with downloaded images, and with a record of its own."""
+    command, separator, flags = record["command"].partition(" -- ")
+    return f"{command.replace(' --data PATH', '')} --record my-record.json{separator}{flags}"
 
 
 def tables(records: dict[Path, dict[str, Any]], root: Path) -> str:

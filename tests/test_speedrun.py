@@ -451,7 +451,7 @@ def test_entries_are_ranked_by_accuracy_within_the_budget(folder, tmp_path):
         ["1", "[`color`](records/color.json)", "75.0 ± 0.0"],
     ]
     assert text.index("color.json") > text.index("Track `any`")
-    assert "The first row: `run better`" in text
+    assert "The first row: `run better --record my-record.json`" in text
     page.write_text("no markers")
     with pytest.raises(InputError, match="must contain the lines"):
         speedrun_records.update_leaderboard(page, folder)
@@ -474,6 +474,19 @@ def test_the_curve_has_a_point_for_each_entry(folder, tmp_path):
         assert len(axes.containers) == 6
     with pytest.raises(InputError, match="there are no records"):
         speedrun_records.draw_curve(tmp_path / "empty", tmp_path / "curve.png")
+
+
+def test_the_command_of_a_row_repeats_it_in_any_clone(tmp_path, monkeypatch):
+    """It neither needs a local copy of the images nor collides with the record that is in the repository."""
+    for flags in ("", " -- --steps 360 --backbone.width 32"):
+        record = {"command": f"python benchmarks/speedrun.py mine --minutes 2 --data PATH{flags}"}
+        expected = f"python benchmarks/speedrun.py mine --minutes 2 --record my-record.json{flags}"
+        assert speedrun_records.repeating_command(record) == expected
+    monkeypatch.chdir(ROOT)
+    for path, record in speedrun_records.read_records(speedrun.RECORDS).items():
+        arguments = speedrun_records.repeating_command(record).split()[2:]
+        parsed = entry(*(str(tmp_path / path.name) if text == "my-record.json" else text for text in arguments))
+        assert (parsed.name, parsed.minutes, parsed.track) == (record["name"], record["minutes"], record["track"])
 
 
 def test_more_entries_than_colors_are_told_apart_by_their_markers():
