@@ -1,4 +1,4 @@
-# make demo    install into .venv, train an I-JEPA on the built-in sample, evaluate it
+# make demo    install into .venv, train an I-JEPA on the built-in sample or go on with it, evaluate it
 # make test    install into .venv, then lint, types and tests
 # make check   lint and types only
 # make bench   run the benchmarks; each prints one table
@@ -11,7 +11,7 @@ RUN := runs/demo
 
 .PHONY: demo test check bench format
 demo: $(VENV)/.installed
-	$(BIN)/jepa train demo --run $(RUN)
+	$(BIN)/jepa train demo --run $(RUN) --resume
 	$(BIN)/jepa evaluate $(RUN)
 
 test: check

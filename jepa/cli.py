@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated, Literal, NoReturn
 
 import tyro
 
@@ -55,7 +55,7 @@ def train(arguments: list[str]) -> int:
 
     from jepa.train import run_training
 
-    return run_training(given)
+    return run_training(given, arguments)
 
 
 def show(text: str) -> None:
@@ -66,7 +66,16 @@ def show(text: str) -> None:
 def evaluate(arguments: list[str]) -> int:
     """Evaluate a run, print its scores and write a report: jepa evaluate RUN [--data SOURCE] [--full] [--json]."""
 
-    def command(run: RunFolder, data: str | None = None, full: bool = False, json: bool = False, *, code: Code) -> int:
+    def command(
+        run: RunFolder,
+        data: str | None = None,
+        checkpoint: Literal["last", "best"] = "last",
+        out: Path | None = None,
+        full: bool = False,
+        json: bool = False,
+        *,
+        code: Code,
+    ) -> int:
         """Evaluate the frozen encoders of a run, compared with the untrained encoder and raw pixels.
 
         Writes evaluation.json and report.html, a self-contained page, into the run folder.
@@ -74,6 +83,8 @@ def evaluate(arguments: list[str]) -> int:
         Args:
             run: The run folder.
             data: Evaluate on this source instead of the one that the run was trained on.
+            checkpoint: last, or best: the one with the highest online kNN, which was chosen with labels.
+            out: Folder to write to instead of the run folder, which then need not be writable.
             full: Also score PCA of pixels, k-means of patches, and a supervised network of the same architecture and
                 number of steps, which takes about as long as the run.
             json: Print only evaluation.json to standard output.
@@ -84,11 +95,11 @@ def evaluate(arguments: list[str]) -> int:
         from jepa.report.text import as_text
 
         code.load()
-        opened = EvaluationRun.open(run, data)
+        opened = EvaluationRun.open(run, data, out=out, checkpoint=checkpoint)
         result = evaluate_run(opened, full)
         page = write_report(opened, result)
-        text = f"{as_text(result, run)}\n\nReport: {page}"
-        show((run / "evaluation.json").read_text().rstrip() if json else text)
+        text = f"{as_text(result, opened.output.path)}\n\nReport: {page}"
+        show((opened.output.path / "evaluation.json").read_text(encoding="utf-8").rstrip() if json else text)
         return 0
 
     return tyro.cli(command, args=arguments, prog="jepa evaluate")

@@ -1,4 +1,4 @@
-"""Evaluate a run: open its last checkpoint, score its encoders, and compare them with baselines."""
+"""Evaluate a run: open one of its checkpoints, score its encoders, and compare them with baselines."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor, saccade_retrieval
 from jepa.evaluation.scores import pixel_subset, score, score_encoders
+from jepa.logger import collapse_warning
 from jepa.objectives import Objective
 from jepa.rng import Rng
 from jepa.runs import Run, load_encoder, load_objective
@@ -37,6 +38,7 @@ from jepa.version import __version__
 
 __all__ = ["EvaluationRun", "baselines", "evaluate", "evaluate_run", "supervised_config"]
 
+USER_CACHE = Path("~/.cache/image-jepa").expanduser()  # for indexes and decoded images, if runs cannot be written to
 TEST_FRACTION = 0.2  # fraction of training images held out for scoring if a source has no test split
 
 PROTOCOL = {
@@ -65,11 +67,13 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
 
 @dataclass
 class EvaluationRun:
-    """The last checkpoint of a run, opened for evaluation, with the images to evaluate on."""
+    """A checkpoint of a run, opened for evaluation, with the images to evaluate on."""
 
     folder: Run
+    output: Run  # folder for features and results: that of the run, or another one
     config: Config
     data: DataConfig  # data config of the run, or of the given source
+    checkpoint: str  # "last" or "best"
     metadata: dict[str, Any]  # metadata of the checkpoint
     objective: Objective
     encoders: dict[str, Encoder]  # "trained" (the main encoder), any others by name, and "untrained"
@@ -80,36 +84,48 @@ class EvaluationRun:
     workers: int
 
     @classmethod
-    def open(cls, path: str | Path, source: str | None = None) -> EvaluationRun:
+    def open(
+        cls, path: str | Path, source: str | None = None, *, out: Path | None = None, checkpoint: str = "last"
+    ) -> EvaluationRun:
         """Open a run folder, to be evaluated on `source` if given.
 
-        Raises `InputError` if there is no checkpoint, if the images cannot be opened, or if there are too few of them.
+        Features and results are written to the folder `out`, by default that of the run. Raises `InputError` if there
+        is no such checkpoint, if the images cannot be opened, or if there are too few of them.
         """
         folder = Run.open(path)
+        output = folder if out is None else Run(out)
+        if out is not None:
+            with output.writing():
+                output.path.mkdir(parents=True, exist_ok=True)
         config = folder.config
         data = config.data
         if source is not None:  # its images may vary in size: crop them to the input size of the encoder
             data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
-        objective, untrained, metadata = load_objective(folder)
+        objective, untrained, metadata = load_objective(folder, checkpoint)
         device = pick_device("auto")
         objective, untrained = objective.to(device), untrained.to(device)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
-        train, test, split = _open_subsets(data, folder.path.parent / CACHE.name, config, metadata["images"])
+        cache = folder.path.parent / CACHE.name
+        if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+            cache = USER_CACHE
+        train, test, split = _open_subsets(data, cache, config, metadata.get("images", ""))
         stamp = [__version__, to_dict(config)["backbone"]]
         if config.code is not None:
             stamp.append(hashlib.sha256(loaded_code(config.code).content).hexdigest())
         return cls(
             folder=folder,
+            output=output,
             config=config,
             data=data,
+            checkpoint=checkpoint,
             metadata=metadata,
             objective=objective,
             encoders=encoders,
             train=train,
             test=test,
             split=split,
-            store=FeatureStore(folder.path / "features", json.dumps(stamp)),
+            store=FeatureStore(output.path / "features", json.dumps(stamp)),
             workers=auto_workers(device) if data.workers is None else data.workers,
         )
 
@@ -208,6 +224,8 @@ def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
 
 def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     """Evaluate an opened run (see `evaluate`). With `full`, also compute `baselines`."""
+    if not os.access(run.output.path, os.W_OK):
+        raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
     keep_freed_memory()
     scores = score_encoders(run.encoders, run.train, run.test, run.store, run.workers)
@@ -216,10 +234,10 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     result = scores | {
         "name": run.config.name,
         "encoders": run.encoder_names,
-        "checkpoint": "last",
+        "checkpoint": run.checkpoint,
         "step": run.metadata["step"],
         "steps": run.config.steps,
-        "train_seconds": round(run.metadata["seconds"], 1),
+        "train_seconds": round(run.metadata.get("seconds", 0.0), 1),
         "evaluation_seconds": round(time.perf_counter() - start, 1),
         "data": {
             "source": run.data.source,
@@ -230,6 +248,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         "protocol": PROTOCOL,
         "version": __version__,
     }
+    if warning := warning_of(run, scores):
+        result["warning"] = warning
     if run.energy_trace:
         result["energy"] = run.energy_trace
     if run.saccade_retrieval:
@@ -237,7 +257,10 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     if omitted := _omitted(run, scores, full):
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
-    if notes := dict.fromkeys(note for dataset in datasets for note in dataset.notes):
+    notes = dict.fromkeys(note for dataset in datasets for note in dataset.notes)
+    if run.folder.metrics_changed(run.metadata):
+        notes["metrics.jsonl has changed since the checkpoint was saved, so the training curves may be wrong"] = None
+    if notes:
         result["notes"] = list(notes)
     unreadable = [
         f"{dataset.files.name(index)}: {reason}"
@@ -246,8 +269,13 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     ]
     if unreadable:
         result["unreadable"] = unreadable
-    run.folder.write_json("evaluation.json", result)
+    run.output.write_json("evaluation.json", result)
     return result
+
+
+def warning_of(run: EvaluationRun, scores: dict[str, Any]) -> str | None:
+    """Return a warning if the features have collapsed, or if training has ended with a warning."""
+    return collapse_warning(scores["trained"], scores["untrained"], run.objective) or run.folder.warning()
 
 
 def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:

@@ -1,33 +1,125 @@
-"""Atomic writes, where a file is either written completely or left unchanged, and printable file names."""
+"""Files that are written completely or not at all, checked JSON records, locks, and printable file names."""
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
+import json
 import os
+import secrets
+import socket
 import unicodedata
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
-__all__ = ["atomic_write", "printable"]
+__all__ = ["Locked", "atomic_write", "lock", "printable", "read_record", "remove_leftovers", "write_record"]
 
 JOINERS = "\u200c\u200d"  # zero-width characters within emoji, and within words of Persian and Indic scripts
 
 
+class Locked(Exception):  # noqa: N818  (a state, not an error of this process)
+    """A file is locked by another process; the message says by which one."""
+
+
 @contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """Yield a temporary path in the same folder, and rename it to `path` at the end of the block.
+    """Yield the path of a new, empty file in the same folder, and rename it to `path` at the end of the block.
 
-    The file is flushed to disk before it is renamed. If the block raises, the temporary file is deleted and `path` is
-    left unchanged. The temporary name contains the process ID, because several processes may write the same file.
+    The file is flushed to disk before it is renamed. If the block raises, the new file is deleted and `path` is left
+    unchanged. Its name is random and it is opened exclusively, so that no existing file or link is written to; it has
+    the permissions of the umask. Files that killed processes have left behind are removed first.
     """
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    owner = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_RDONLY, 0o666)
     try:
+        _try_lock(owner)  # marks the file as being written
         yield temporary
         with temporary.open("rb") as file:
             os.fsync(file.fileno())
         temporary.replace(path)
     finally:
+        os.close(owner)
         temporary.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: Path) -> None:
+    """Remove the temporary files of `path` that no process is writing any more."""
+    for leftover in list(path.parent.iterdir()):
+        if not (leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp"):
+            continue
+        with suppress(OSError):
+            descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                if _try_lock(descriptor):
+                    leftover.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _try_lock(descriptor: int) -> bool:
+    """Lock an open file; return False if another process has locked it, or if its file system has no locks."""
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+@contextmanager
+def lock(path: Path) -> Iterator[None]:
+    """Hold an exclusive lock during a `with` block, in the form of a locked file `path` that is removed at the end.
+
+    Raises `Locked` if another process holds it. A lock ends with its process, however that ends. Locks have no effect
+    on file systems that do not support them.
+    """
+    descriptor = _open_locked(path)
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _open_locked(path: Path) -> int:
+    """Open and lock a file; return its descriptor."""
+    while True:
+        descriptor = os.open(path, os.O_CREAT | os.O_RDWR | os.O_NOFOLLOW, 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            holder = os.read(descriptor, 1000).decode("utf-8", "replace")
+            os.close(descriptor)
+            raise Locked(printable(holder) or "another process") from error
+        except OSError:  # this file system has no locks
+            return descriptor
+        with suppress(FileNotFoundError):
+            if path.stat().st_ino == os.fstat(descriptor).st_ino:
+                return descriptor
+        os.close(descriptor)  # its previous holder has just removed it
+
+
+def write_record(path: Path, values: dict[str, Any]) -> None:
+    """Write JSON values with their checksum atomically, to be read by `read_record`."""
+    text = json.dumps(values)
+    with atomic_write(path) as temporary:
+        temporary.write_text(f"{hashlib.sha256(text.encode()).hexdigest()}\n{text}\n", encoding="utf-8")
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """Read JSON values written by `write_record`; return None if the file is missing or damaged."""
+    try:
+        checksum, text, end = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, ValueError):
+        return None
+    if end or checksum != hashlib.sha256(text.encode()).hexdigest():
+        return None
+    values: dict[str, Any] = json.loads(text)
+    return values
 
 
 def printable(text: str, keep: str = "") -> str:

@@ -10,37 +10,47 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
 from jepa import distributed
 from jepa.config import Config
+from jepa.config.serialization import to_dict
 from jepa.data import Batch
 from jepa.files import printable
 from jepa.objectives import Objective
 from jepa.runs import Run
 
-__all__ = ["TrainingLogger", "collapse_warning"]
+__all__ = ["TrainingLogger", "collapse_warning", "online_warning"]
 
 MIN_SHOWN_WAIT = 0.05  # fraction of time spent waiting for data that is reported if it exceeds this
 KNN_DROP = 2.0  # points; warn if kNN falls further than this below the untrained encoder's
 
 
 def collapse_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
-    """Return a warning about the scores of an online evaluation and what to try, or None.
+    """Return a warning if the features have collapsed, with what to try, or None.
 
-    `scores` (at this step) and `untrained` (before training) contain `feature_std`, `rankme` and, with labels, `knn`.
+    `scores` (now) and `untrained` (before training) contain `feature_std` and `rankme`.
     """
-    if scores["rankme"] < 2 or scores["feature_std"] < 0.01 * untrained["feature_std"]:
-        return (
-            f"the features have collapsed (RankMe {scores['rankme']:.1f} of {objective.main_encoder.backbone.dim}): "
-            f"they are nearly the same for all images; {objective.collapse_advice()}"
-        )
-    if scores.get("knn", math.inf) < untrained.get("knn", 0.0) - KNN_DROP:
-        return (
-            f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
-            f"separate the classes less well than before training; {objective.collapse_advice()}"
-        )
-    return None
+    if scores["rankme"] >= 2 and scores["feature_std"] >= 0.01 * untrained["feature_std"]:
+        return None
+    return (
+        f"the features have collapsed (RankMe {scores['rankme']:.1f} of {objective.main_encoder.backbone.dim}): "
+        f"they are nearly the same for all images; {objective.collapse_advice()}"
+    )
+
+
+def online_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
+    """Return a warning about the scores of an online evaluation, with what to try, or None.
+
+    With labels, `scores` and `untrained` also contain `knn`.
+    """
+    if scores.get("knn", math.inf) >= untrained.get("knn", 0.0) - KNN_DROP:
+        return collapse_warning(scores, untrained, objective)
+    return collapse_warning(scores, untrained, objective) or (
+        f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
+        f"separate the classes less well than before training; {objective.collapse_advice()}"
+    )
 
 
 class TrainingLogger:
@@ -50,11 +60,11 @@ class TrainingLogger:
         self.config, self.run, self.objective = config, run, objective
         self.is_main = distributed.is_main()
         self.start_time = time.perf_counter() - seconds
-        self.writer = self._tensorboard()
         self.bar = tqdm(
             total=config.steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True, smoothing=0.1
         )
         self.logged_step, self.logged_time = step, time.perf_counter()
+        self.writer = self._tensorboard()
         self.waited = 0.0  # seconds spent waiting for data since then
 
     @property
@@ -67,8 +77,8 @@ class TrainingLogger:
             return None
         from torch.utils.tensorboard import SummaryWriter  # optional, and takes a second to import
 
-        with self.run.writing():
-            return SummaryWriter(str(self.run.path / "tensorboard"))
+        with self.run.writing():  # what an interrupted process wrote after its last checkpoint is repeated
+            return SummaryWriter(str(self.run.path / "tensorboard"), purge_step=self.logged_step + 1)
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
@@ -125,10 +135,10 @@ class TrainingLogger:
         untrained = next((record for record in self.run.metrics() if "rankme" in record), scores)
         knn = f"kNN {scores['knn']:.1f} (untrained {untrained['knn']:.1f}), " if "knn" in scores else ""
         self.say(f"step {step}: {knn}RankMe {scores['rankme']:.1f}, feature std {scores['feature_std']:.4f}")
-        warning = collapse_warning(scores, untrained, self.objective) if step else None
+        warning = online_warning(scores, untrained, self.objective) if step else None
         if warning:
             self.say(f"warning: {warning}")
-        self.write({"step": step, **scores})
+        self.write({"step": step, **scores} | ({"warning": warning} if warning else {}))
 
     def write(self, record: dict[str, Any]) -> None:
         """Write a record to metrics.jsonl and TensorBoard."""
@@ -137,8 +147,13 @@ class TrainingLogger:
         self.run.log(record)
         if self.writer is not None:
             with self.run.writing():
-                for name in record.keys() - {"step"}:
+                for name in record.keys() - {"step", "warning"}:
                     self.writer.add_scalar(name, record[name], record["step"])
+
+    def save(self, name: str, step: int, tensors: dict[str, Tensor], images: str, **metadata: Any) -> None:
+        """Save a checkpoint with its step, the training time, the signature of the images, and the config."""
+        config = to_dict(self.config)
+        self.run.save(name, tensors, step=step, seconds=self.seconds, images=images, config=config, **metadata)
 
     def close(self) -> None:
         """Close the progress bar and TensorBoard."""

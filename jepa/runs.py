@@ -1,7 +1,7 @@
 """A run folder: config.json, metrics.jsonl, checkpoints/ and evaluation.json, which all other tools read.
 
 All files are written atomically except metrics.jsonl, which grows line by line, so a run stays readable if it is
-killed at any moment.
+killed at any moment. A run has one writer at a time, which holds its lock.
 """
 
 from __future__ import annotations
@@ -15,21 +15,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError
 from torch import Tensor
 
 from jepa.backbones import Encoder, copy_fitted_layers
+from jepa.checkpoints import load_tensors, read_checkpoint, write_checkpoint
 from jepa.config import CodeConfig, Config, InputError
-from jepa.config.serialization import read_config, to_dict
-from jepa.config.user_code import loaded_code
-from jepa.files import atomic_write
+from jepa.config.serialization import flat, from_dict, read_config, read_json, to_dict
+from jepa.config.user_code import changes_allowed, loaded_code
+from jepa.files import Locked, atomic_write, lock, remove_leftovers
 from jepa.objectives import Objective, build_objective
 
-__all__ = ["Run", "fresh_objective", "load_encoder", "load_objective", "load_tensors", "to_tensors"]
+__all__ = ["ADJUSTABLE", "Run", "changed_setting", "fresh_objective", "load_encoder", "load_objective"]
 
-METADATA_KEYS = {"2": "metadata", "1": "facts"}  # in the header of a checkpoint, by its format; 1 is version 0.1.0
-FORMAT = next(iter(METADATA_KEYS))
+ADJUSTABLE = frozenset(
+    {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
+    | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
+)
+"""Settings that may change when a run is resumed; any other change would make it a different run."""
 OLD_METRICS = {"spread": "feature_std"}  # names in metrics.jsonl of version 0.1.0
 
 
@@ -53,7 +56,15 @@ class Run:
         run.write_json("config.json", to_dict(config))
         with run.writing():
             run.checkpoint().parent.mkdir(exist_ok=True)
+            run._remove_leftovers()
         return run
+
+    def _remove_leftovers(self) -> None:
+        """Remove temporary files of killed processes: ours, and those of safetensors."""
+        for name in ("last", "best"):
+            remove_leftovers(self.checkpoint(name))
+        for leftover in self.checkpoint().parent.glob(".tmp*"):
+            leftover.unlink(missing_ok=True)
 
     def _keep_code(self, code: CodeConfig) -> None:
         """Copy user code into the run folder. Versions with which earlier steps were trained are kept as well."""
@@ -78,15 +89,57 @@ class Run:
         return run
 
     def check_unused(self) -> None:
-        """Raise `InputError` if the folder holds a run or anything else."""
+        """Raise `InputError` if the folder holds a run with a checkpoint, or anything that is not a run."""
         path = self.path
-        if self.exists:
+        if self.exists and not self.is_unfinished_start:
             raise InputError(
                 f"the run {path} already exists: 'jepa evaluate {path}' evaluates it, '--resume' continues it, "
                 f"'--run DIR' trains into another folder, and 'rm -r {path}' removes it"
             )
+        if self.exists:
+            return
         if path.exists() and (not path.is_dir() or any(not entry.name.startswith(".") for entry in path.iterdir())):
             raise InputError(f"{path} exists and is not a run folder; choose a different folder with --run DIR")
+
+    @property
+    def is_unfinished_start(self) -> bool:
+        """Whether the run ended before its first checkpoint, so that training starts again at the first step."""
+        save_every = read_json(self.path / "config.json").get("save_every", Config.save_every)
+        return not self.checkpoint().exists() and self._last_logged_step() <= save_every
+
+    def _last_logged_step(self) -> int:
+        return max((record["step"] for record in self.metrics()), default=0)
+
+    def require_checkpoint_of_metrics(self) -> None:
+        """Raise `InputError` if the last checkpoint is missing although the run has reached it."""
+        if not self.checkpoint().exists() and not self.is_unfinished_start:
+            raise InputError(
+                f"{self.checkpoint()} is missing, although the run had reached step {self._last_logged_step():,}; "
+                "restore it from a copy, or train into another folder with --run DIR"
+            )
+
+    @contextmanager
+    def lock(self, name: str = "training") -> Iterator[None]:
+        """Hold the run as its only process of this kind, training or evaluation, during a `with` block.
+
+        Creates the folder if it is missing, and removes it at the end if nothing was written to it. Raises `InputError`
+        if another process holds the run.
+        """
+        is_new = not self.path.exists()
+        with self.writing():
+            self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            with lock(self.path / f".{name}.lock"):
+                yield
+        except Locked as holder:
+            raise InputError(
+                f"{self.path} is in use: {name} by {holder} writes into it; wait until it ends or stop it, or use "
+                "another folder"
+            ) from holder
+        finally:
+            if is_new:
+                with suppress(OSError):  # it is not empty
+                    self.path.rmdir()
 
     @property
     def exists(self) -> bool:
@@ -103,11 +156,12 @@ class Run:
         return self.path / "checkpoints" / f"{name}.safetensors"
 
     def save(self, name: str, tensors: dict[str, Tensor], **metadata: Any) -> None:
-        """Write a checkpoint. `metadata` are JSON values that are stored in its header."""
-        header = {"format": FORMAT, METADATA_KEYS[FORMAT]: json.dumps(metadata)}
-        with self.writing(), atomic_write(self.checkpoint(name)) as temporary:
-            save_file(tensors, temporary, header)
-            temporary.chmod(0o644)  # safetensors creates private files, which other users cannot read
+        """Write a checkpoint. `metadata` are JSON values that are stored in its header.
+
+        They are completed by the size and the hash of metrics.jsonl, which `check_metrics` compares.
+        """
+        with self.writing():
+            write_checkpoint(self.checkpoint(name), tensors, metadata | {"metrics": self._metrics_hash()})
 
     def load(self, name: str = "last") -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Read the tensors and the metadata of a checkpoint. Raises `InputError` if it is missing or damaged."""
@@ -120,25 +174,60 @@ class Run:
 
     def log(self, record: dict[str, Any]) -> None:
         """Append a line to metrics.jsonl."""
-        with self.writing(), (self.path / "metrics.jsonl").open("a") as file:
+        with self.writing(), self._metrics_file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record) + "\n")
 
+    @property
+    def _metrics_file(self) -> Path:
+        return self.path / "metrics.jsonl"
+
     def metrics(self) -> list[dict[str, Any]]:
-        """Read the records of metrics.jsonl; incomplete lines are skipped."""
-        path = self.path / "metrics.jsonl"
-        records = []
-        for line in path.read_text().splitlines() if path.is_file() else ():
+        """Read the records of metrics.jsonl; incomplete and damaged lines are skipped."""
+        return [record for _, record in self._metrics_lines()]
+
+    def _metrics_lines(self) -> Iterator[tuple[bytes, dict[str, Any]]]:
+        """Yield each valid line of metrics.jsonl and its record."""
+        path = self._metrics_file
+        for line in path.read_bytes().splitlines(keepends=True) if path.is_file() else ():
             try:
                 record = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 continue
-            records.append({OLD_METRICS.get(name, name): value for name, value in record.items()})
-        return records
+            if line.endswith(b"\n") and is_record(record):
+                yield line, {OLD_METRICS.get(name, name): value for name, value in record.items()}
+
+    def _metrics_hash(self, size: int | None = None) -> tuple[int, str]:
+        """Return the size of metrics.jsonl, or of its first `size` bytes, and a hash of them."""
+        content = self._metrics_file.read_bytes()[:size] if self._metrics_file.is_file() else b""
+        return len(content), hashlib.sha256(content).hexdigest()
+
+    def metrics_changed(self, metadata: dict[str, Any]) -> bool:
+        """Return whether metrics.jsonl has changed since a checkpoint with these metadata was saved."""
+        size, digest = metadata.get("metrics") or self._metrics_hash()
+        return self._metrics_hash(size) != (size, digest)
 
     def forget_after(self, step: int) -> None:
         """Remove the metrics of steps after `step`, which a resumed run repeats."""
-        lines = [json.dumps(record) + "\n" for record in self.metrics() if record["step"] <= step]
-        self.write_text("metrics.jsonl", "".join(lines))
+        kept = b"".join(line for line, record in self._metrics_lines() if record["step"] <= step)
+        with self.writing(), atomic_write(self._metrics_file) as temporary:
+            temporary.write_bytes(kept)
+
+    def set_metrics_aside(self) -> None:
+        """Rename metrics.jsonl, if there is one, before training starts again at the first step."""
+        if self._metrics_file.exists():
+            number = 1
+            while (old := self.path / f"metrics-{number}.jsonl").exists():
+                number += 1
+            with self.writing():
+                self._metrics_file.rename(old)
+
+    def warning(self) -> str | None:
+        """Return the last warning of the run, that it has collapsed or diverged, unless a later evaluation had none."""
+        text = None
+        for record in self.metrics():
+            if "warning" in record or "rankme" in record:
+                text = record.get("warning")
+        return text
 
     def forget_best_after(self, step: int) -> None:
         """Remove the best checkpoint if it is of a later step than `step`, which a resumed run repeats."""
@@ -153,7 +242,7 @@ class Run:
     def write_text(self, name: str, text: str) -> None:
         """Write a text file of the run folder."""
         with self.writing(), atomic_write(self.path / name) as temporary:
-            temporary.write_text(text)
+            temporary.write_text(text, encoding="utf-8")
 
     @contextmanager
     def writing(self) -> Iterator[None]:
@@ -166,67 +255,13 @@ class Run:
             raise InputError(f"{self.path} cannot be written: {error}{rest}") from error
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read the tensors and the metadata of a checkpoint. Raises `InputError` if it is damaged."""
-    try:
-        with safe_open(path, "pt") as file:
-            header = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  (not a dict)
-    except (OSError, SafetensorError) as error:
-        others = [other.name for other in path.parent.glob("*.safetensors") if other != path]
-        rest = f"; try {', '.join(others)} in the same folder" if others else ""
-        raise InputError(f"the checkpoint {path} is damaged ({error}){rest}") from error
-    if header.get("format") not in METADATA_KEYS:
-        raise InputError(
-            f"{path} is not an image-jepa checkpoint, or was written by a newer version: its format is "
-            f"{header.get('format')}, but {' and '.join(sorted(METADATA_KEYS))} are supported"
-        )
-    return tensors, json.loads(header[METADATA_KEYS[header["format"]]])
-
-
-def to_tensors(objective: Objective, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """Return the state of an objective, and of an optimizer, as tensors on the CPU."""
-    tensors = {f"model.{name}": tensor.detach() for name, tensor in objective.state_dict().items()}
-    if optimizer is not None:
-        for index, state in optimizer.state_dict()["state"].items():
-            for name, value in state.items():
-                if isinstance(value, Tensor):  # Muon's state also has a flag, which it derives from the shape
-                    tensors[f"optimizer.{index}.{name}"] = value
-    return {name: tensor.contiguous().cpu() for name, tensor in tensors.items()}
-
-
-def load_tensors(
-    tensors: dict[str, Tensor], objective: Objective, optimizer: torch.optim.Optimizer | None = None, *, where: Path
-) -> None:
-    """Load the tensors of a checkpoint, which `where` names, into an objective and an optimizer.
-
-    Raises `InputError` if the names or shapes differ from those of the objective.
-    """
-    model = {name.removeprefix("model."): tensor for name, tensor in tensors.items() if name.startswith("model.")}
-    own = objective.state_dict()
-    different = [name for name, tensor in model.items() if name in own and own[name].shape != tensor.shape]
-    if not different:
-        missing, unexpected = objective.load_state_dict(model, strict=False)
-        different = [*missing, *unexpected]
-    if different:
-        name = different[0]
-        shapes = [list(part[name].shape) if name in part else "missing" for part in (model, own)]
-        raise InputError(
-            f"the checkpoint {where} does not match this architecture: {name} is {shapes[0]} there and {shapes[1]} "
-            "in this config; resume with the run's own config, or start a new run"
-        )
-    if optimizer is None:
-        return
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            state.setdefault(int(index), {})[key] = tensor
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    for parameter, moments in optimizer.state.items():
-        for key, moment in moments.items():
-            if moment.shape == parameter.shape:  # fused optimizers require the memory layout of the parameter
-                moments[key] = torch.empty_like(parameter).copy_(moment)
+def is_record(value: Any) -> bool:
+    """Return whether a JSON value is a record of metrics.jsonl: a step, and numbers and texts by name."""
+    return (
+        isinstance(value, dict)
+        and type(value.get("step")) is int
+        and all(isinstance(item, int | float | str) for item in value.values())
+    )
 
 
 def fresh_objective(config: Config) -> Objective:
@@ -248,15 +283,34 @@ def load_objective(run: Run, checkpoint: str = "last") -> tuple[Objective, Encod
     """Load the objective of a run, its main encoder before training, and the metadata of the checkpoint.
 
     The untrained encoder has the initial weights of the run, and those fitted layers that the checkpoint has. Raises
-    `InputError` if the checkpoint is missing, damaged, or of a different architecture.
+    `InputError` if the checkpoint is missing, damaged, or was trained with a different config.
     """
     config = run.config
     tensors, metadata = run.load(checkpoint)
+    if "config" in metadata and (name := changed_setting(from_dict(Config, metadata["config"]), config)):
+        now, before = (flat(part).get(name) for part in (config, metadata["config"]))
+        raise InputError(
+            f"{run.path / 'config.json'} has {name} = {now}, but the checkpoint was trained with {before}; restore the "
+            "setting"
+        )
     objective = fresh_objective(config)
     untrained = copy.deepcopy(objective.main_encoder)
     load_tensors(tensors, objective, where=run.checkpoint(checkpoint))
     copy_fitted_layers(untrained, objective.main_encoder)
     return objective, untrained, metadata
+
+
+def changed_setting(before: Config, now: Config) -> str | None:
+    """Return the name of the first setting that differs and makes it a different run, or None.
+
+    A different version of the user code does not count if the user has allowed it.
+    """
+    old, new = flat(before), flat(now)
+    for name in [*old, *new]:
+        allowed = name.startswith("code") and now.code is not None and changes_allowed(now.code)
+        if name not in ADJUSTABLE and old.get(name) != new.get(name) and not allowed:
+            return name
+    return None
 
 
 def load_encoder(path: str | Path, encoder: str | None = None, checkpoint: str = "last") -> Encoder:

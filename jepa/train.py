@@ -11,10 +11,11 @@ if __name__ == "__main__":  # run as a file: Python put jepa/ first on the path 
 import dataclasses
 import math
 import os
+import shlex
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
 from typing import NamedTuple, NoReturn
@@ -24,11 +25,12 @@ from torch import Tensor, nn
 
 from jepa import distributed
 from jepa.backbones import fit_layers, has_fitted_layers
+from jepa.checkpoints import load_tensors, to_tensors
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
-from jepa.config.errors import Interrupted, exit_with
+from jepa.config.errors import Interrupted, exit_with, stop_signals
 from jepa.config.serialization import flat, from_dict, to_dict
-from jepa.config.user_code import changes_allowed, loaded_code
+from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
 from jepa.data.inspect import summarize_source
 from jepa.data.stats import measure_statistics, sample_images
@@ -37,15 +39,9 @@ from jepa.logger import TrainingLogger
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, learning_rate, progress, set_schedule
 from jepa.rng import Rng, seed_torch
-from jepa.runs import Run, fresh_objective, load_tensors, to_tensors
+from jepa.runs import Run, changed_setting, fresh_objective
 
-__all__ = ["check_resumable", "main", "run_training", "train"]
-
-ADJUSTABLE = frozenset(
-    {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
-    | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
-)
-"""Settings that may change when a run is resumed; any other change would make it a different run."""
+__all__ = ["main", "run_training", "train"]
 
 
 class TrainingData(NamedTuple):
@@ -59,15 +55,21 @@ class TrainingData(NamedTuple):
 def train(config: Config, path: str | Path, resume: bool = False) -> Run:
     """Train an experiment into the run folder `path`, or resume the run in it.
 
-    Raises `InputError` if the config does not fit the data or the device, and `Interrupted` after Ctrl-C or SIGTERM,
-    after saving.
+    Raises `InputError` if the config does not fit the data or the device, if the folder is in use or holds another run,
+    or if training diverges. Raises `Interrupted` after a signal, or if the images cannot be loaded any more, when
+    everything has been saved.
     """
     from_dict(Config, to_dict(config))  # settings that could not be read from config.json are rejected before training
     distributed.keep_freed_memory()
+    run = Run(path)
     device = distributed.pick_device(config.device)
-    with distributed.session(device), catch_signals() as received_signal:
+    with distributed.session(device), run.lock() if distributed.is_main() else nullcontext():
+        if resume and run.exists:
+            run.require_checkpoint_of_metrics()
+        else:
+            run.check_unused()
         with distributed.main_first():
-            dataset = open_dataset(config.data, cache=Path(path).parent / CACHE.name)
+            dataset = open_dataset(config.data, cache=run.path.parent / CACHE.name)
             assert dataset is not None  # a source without a training split raises an error
             config = dataclasses.replace(config, data=measure_statistics(config.data, dataset))
         held_out = config.data.holdout if dataset.labels is not None else 0.0
@@ -87,7 +89,9 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         objective = fresh_objective(config).to(device)
         distributed.sync_batchnorm(objective)
         optimizer = build_optimizer(objective, config.optim)
-        run, step, seconds = start_run(config, path, resume, objective=objective, optimizer=optimizer, dataset=dataset)
+        step, seconds = start_run(run, config, resume, objective=objective, optimizer=optimizer, dataset=dataset)
+        if step >= config.steps:
+            return run
         if step == 0 and has_fitted_layers(objective):
             fit_layers(objective, sample_images(dataset, config.data.size))
         compiled: nn.Module = torch.compile(objective) if config.compile else objective  # type: ignore[assignment]
@@ -95,7 +99,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
         logger = TrainingLogger(config, run, objective, step, seconds)
-        with closing(logger), distributed.wrapped(compiled) as model:
+        with closing(logger), distributed.wrapped(compiled) as model, catch_signals() as received_signal:
             logger.start(f"{len(data.indices):,} images of {dataset.name}", f"{device} {precision}")
             for note in dataset.notes:
                 logger.say(f"note: {note}")
@@ -106,7 +110,11 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             batches = logger.timed(loader.steps(range(step, config.steps), broken_files))
             objective.train()
             while step < config.steps:
-                microbatches = next(batches)
+                try:
+                    microbatches = next(batches)
+                except Exception as error:  # of any type: the state is still that of the last finished step
+                    save(step, objective, optimizer, data, logger)
+                    raise stopped_loading(error, step, config.steps, received_signal()) from error
                 lr = set_schedule(optimizer, step, config.steps, config.optim)
                 seed_torch(config.seed, step, distributed.rank())
                 losses: list[dict[str, Tensor]] = []
@@ -127,54 +135,64 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
                 stop = distributed.any_true(received_signal(), device)
                 logger.advance()
                 if is_due(step, config.log_every, config.steps):
-                    logger.log_losses(step, average_losses(losses, step), lr)
+                    logger.log_losses(step, average_losses(losses, step, logger), lr)
                 if config.eval_every and is_due(step, config.eval_every, config.steps):
                     evaluate(step, objective, data, logger)
                 if is_due(step, config.save_every, config.steps) or stop:
-                    check_finite(objective, step)
-                    if distributed.is_main():
-                        tensors = to_tensors(objective, optimizer)
-                        run.save("last", tensors, step=step, seconds=logger.seconds, images=dataset.signature)
+                    save(step, objective, optimizer, data, logger)
                 if stop and step < config.steps:
-                    message = f"stopped at step {step} of {config.steps}; continue with --resume"
-                    raise Interrupted(message, received_signal() or signal.SIGTERM)
+                    raise Interrupted(f"stopped at step {step} of {config.steps}", received_signal() or signal.SIGTERM)
     return run
 
 
 def start_run(
+    run: Run,
     config: Config,
-    path: str | Path,
     resume: bool,
     *,
     objective: Objective,
     optimizer: torch.optim.Optimizer,
     dataset: ImageDataset,
-) -> tuple[Run, int, float]:
-    """Create the run folder, or restore the state of the run in it; return it, its step and its seconds of training."""
-    run, step, seconds = Run(path), 0, 0.0
+) -> tuple[int, float]:
+    """Create the run folder, or restore the state of the run in it; return its step and its seconds of training."""
+    step, seconds = 0, 0.0
     if resume and run.exists:
         before = run.config
-        check_resumable(before, config, path)
+        check_resumable(before, config, run.path)
     if resume and run.checkpoint().is_file():
         tensors, metadata = run.load()
         load_tensors(tensors, objective, optimizer, where=run.checkpoint())
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
+        distributed.barrier()  # all ranks have finished reading
+        if distributed.is_main():
+            tell_changes(run, step, before, config, metadata["images"] != dataset.signature)
+        if step >= config.steps:
+            return step, seconds
         if distributed.is_main():
             run.forget_best_after(step)
-        if step >= config.steps:
-            raise InputError(f"{path} is already complete at step {step}; pass a larger --steps to continue training")
-        if before.steps != config.steps and distributed.is_main():
-            print(f"jepa: {changed_schedule(step, before, config)}", file=sys.stderr)
-        if metadata["images"] != dataset.signature and distributed.is_main():
-            print(
-                "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",
-                file=sys.stderr,
-            )
-    distributed.barrier()  # all ranks have finished reading
+            run.forget_after(step)
+    elif distributed.is_main():
+        run.set_metrics_aside()
     if distributed.is_main():
-        run = Run.create(path, config)
-        run.forget_after(step or -1)
-    return run, step, seconds
+        Run.create(run.path, config)
+    return step, seconds
+
+
+def tell_changes(run: Run, step: int, before: Config, now: Config, new_images: bool) -> None:
+    """Print what is different for a run that is resumed at `step`."""
+    if step >= now.steps:
+        message = f"{run.path} is already complete at step {step:,}; a larger --steps continues it"
+    elif before.steps != now.steps:
+        message = changed_schedule(step, before, now)
+    else:
+        message = ""
+    if message:
+        print(f"jepa: {message}", file=sys.stderr)
+    if new_images and step < now.steps:
+        print(
+            "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",
+            file=sys.stderr,
+        )
 
 
 def changed_schedule(step: int, before: Config, now: Config) -> str:
@@ -190,14 +208,11 @@ def changed_schedule(step: int, before: Config, now: Config) -> str:
 
 def check_resumable(before: Config, now: Config, path: str | Path) -> None:
     """Raise an `InputError` naming the first changed setting that prevents resuming the run in `path`."""
-    old, new = flat(before), flat(now)
-    for name in [*old, *new]:
-        changed = name not in ADJUSTABLE and old.get(name) != new.get(name)
-        if changed and not (name.startswith("code") and now.code is not None and changes_allowed(now.code)):
-            raise InputError(
-                f"{path} was trained with {name} = {old.get(name)} and cannot be resumed with {new.get(name)}; leave "
-                "the setting as it is, or start a new run with --run DIR"
-            )
+    if name := changed_setting(before, now):
+        raise InputError(
+            f"{path} was trained with {name} = {flat(before).get(name)} and cannot be resumed with "
+            f"{flat(now).get(name)}; leave the setting as it is, or start a new run with --run DIR"
+        )
 
 
 def is_due(step: int, every: int, steps: int) -> bool:
@@ -205,21 +220,52 @@ def is_due(step: int, every: int, steps: int) -> bool:
     return step % every == 0 or step == steps
 
 
-def average_losses(losses: Sequence[dict[str, Tensor]], step: int) -> dict[str, float]:
+def average_losses(losses: Sequence[dict[str, Tensor]], step: int, logger: TrainingLogger) -> dict[str, float]:
     """Average the losses of all microbatches and processes. Raises `InputError` if the loss is not finite."""
     terms = torch.stack([torch.stack([term.float() for term in part.values()]) for part in losses]).mean(0)
     values = (distributed.all_sum(terms) / distributed.world_size()).tolist()
     averages = dict(zip(losses[0], values, strict=True))
     if not math.isfinite(averages["loss"]):
-        raise InputError(f"the loss is {averages['loss']} at step {step}; lower --optim.lr or set --optim.clip 1")
+        raise diverged(f"the loss is {averages['loss']}", step, logger)
     return averages
 
 
-def check_finite(objective: Objective, step: int) -> None:
-    """Raise `InputError` if weights are NaN or infinite, so that they are neither evaluated nor saved."""
-    floats = [tensor for tensor in objective.state_dict().values() if tensor.is_floating_point()]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in floats):
-        raise InputError(f"the weights are NaN or infinite at step {step}; lower --optim.lr or set --optim.clip 1")
+def diverged(what: str, step: int, logger: TrainingLogger) -> InputError:
+    """Mark the run as diverged in metrics.jsonl, and return the error to raise."""
+    text = f"training has diverged: {what} at step {step}"
+    logger.write({"step": step, "warning": text})
+    return InputError(f"{text}; lower --optim.lr or set --optim.clip 1, and train into another folder with --run DIR")
+
+
+def check_finite(step: int, objective: Objective, logger: TrainingLogger, moments: Sequence[Tensor] = ()) -> None:
+    """Raise `InputError` if weights or moments are NaN or infinite, so that they are neither evaluated nor saved."""
+    tensors = [*objective.state_dict().values(), *moments]
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point()):
+        raise diverged("the weights are NaN or infinite", step, logger)
+
+
+def save(
+    step: int, objective: Objective, optimizer: torch.optim.Optimizer, data: TrainingData, logger: TrainingLogger
+) -> None:
+    """Save the last checkpoint."""
+    moments = [value for state in optimizer.state.values() for value in state.values() if isinstance(value, Tensor)]
+    check_finite(step, objective, logger, moments)
+    if distributed.is_main():
+        logger.save("last", step, to_tensors(objective, optimizer), data.dataset.signature)
+
+
+def stopped_loading(error: Exception, step: int, steps: int, received_signal: int) -> Exception:
+    """Return the error to raise after the images of the next step could not be loaded, and the run has been saved."""
+    if received_signal:  # it has also ended the workers
+        return Interrupted(f"stopped at step {step} of {steps}", received_signal)
+    if isinstance(error, InputError):
+        return InputError(f"{error}; the run is saved at step {step}, --resume continues it")
+    if isinstance(error, RuntimeError) and "worker" in str(error):
+        return InputError(
+            f"a process that decodes images has ended at step {step}, perhaps for lack of memory ({error}); the run is "
+            "saved, continue it with --resume, perhaps with fewer --data.workers"
+        )
+    return error
 
 
 def evaluate(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:
@@ -227,16 +273,17 @@ def evaluate(step: int, objective: Objective, data: TrainingData, logger: Traini
 
     The checkpoint is saved as `best` if its kNN accuracy is above that of `best` by more than the standard error.
     """
-    check_finite(objective, step)
+    check_finite(step, objective, logger)
     if distributed.is_main():
         with logger.paused():
             scores = evaluate_online(objective.main_encoder, *data)
         best = None
         for record in logger.run.metrics():
             best = better(record, best)
-        if better(scores, best) is scores:
-            logger.run.save("best", to_tensors(objective), step=step, knn=scores["knn"], chosen_with_labels=True)
         logger.log_scores(step, scores)
+        if better(scores, best) is scores:
+            chosen = {"knn": scores["knn"], "chosen_with_labels": True}
+            logger.save("best", step, to_tensors(objective), data.dataset.signature, **chosen)
     distributed.barrier()
 
 
@@ -250,7 +297,7 @@ def better(scores: dict[str, float], best: dict[str, float] | None) -> dict[str,
 
 @contextmanager
 def catch_signals() -> Iterator[Callable[[], int]]:
-    """Catch SIGINT and SIGTERM; yield a function that returns the number of the signal that was received, or 0."""
+    """Catch signals that ask to stop; yield a function that returns the number of the one that was received, or 0."""
     received = 0
 
     def handle(number: int, frame: FrameType | None) -> None:
@@ -259,7 +306,7 @@ def catch_signals() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         received = number
 
-    handlers = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    handlers = {number: signal.signal(number, handle) for number in stop_signals()}
     try:
         yield lambda: received
     finally:
@@ -267,22 +314,33 @@ def catch_signals() -> Iterator[Callable[[], int]]:
             signal.signal(number, handler)
 
 
-def run_training(arguments: TrainArguments) -> int:
-    """Train a new run or resume one, as requested on the command line; return the exit code."""
-    run = Run(arguments.path)
-    if not (arguments.run.resume and run.exists):
-        run.check_unused()
-    train(arguments.config, run.path, arguments.run.resume)
+def run_training(given: TrainArguments, arguments: Sequence[str]) -> int:
+    """Train a new run or resume one, as requested by the arguments of the command line; return the exit code."""
+    run = Run(given.path)
+    try:
+        train(given.config, run.path, given.run.resume)
+    except Interrupted as stop:
+        raise Interrupted(f"{stop}; {how_to_continue(arguments)}", stop.signal_number) from stop
     if os.environ.get("RANK", "0") == "0":
-        code = f" --code {loaded_code(arguments.config.code).path}" if arguments.config.code else ""
+        if warning := run.warning():
+            print(f"jepa: warning: {warning}", file=sys.stderr)
+        code = f" --code {loaded_code(given.config.code).path}" if given.config.code else ""
         print(f"run saved to {run.path}; evaluate it with: jepa evaluate {run.path}{code}")
     return 0
+
+
+def how_to_continue(arguments: Sequence[str]) -> str:
+    """Return the command that continues an interrupted run."""
+    command = shlex.join(["jepa", "train", *(argument for argument in arguments if argument != "--resume"), "--resume"])
+    if "RANK" in os.environ:
+        command = f"the same torchrun command, with the arguments {command.removeprefix('jepa train ')}"
+    return f"continue with: {command}"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Train with the arguments of `jepa train`, by default those of the process, and exit."""
     given = expand_home(sys.argv[1:] if arguments is None else arguments)
-    exit_with(lambda: run_training(parse_train_arguments(given, summarize_source)))
+    exit_with(lambda: run_training(parse_train_arguments(given, summarize_source), given))
 
 
 if __name__ == "__main__":

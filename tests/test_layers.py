@@ -12,7 +12,19 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = (  # from the top, which may import everything below, to the bottom, which imports nothing
-    *("cli", "report", "evaluate", "train", "logger", "runs", "evaluation", "objectives", "data", "backbones"),
+    *(
+        "cli",
+        "report",
+        "evaluate",
+        "train",
+        "logger",
+        "runs",
+        "checkpoints",
+        "evaluation",
+        "objectives",
+        "data",
+        "backbones",
+    ),
     *("transforms", "distributed", "optim", "config", "rng", "files", "torchvision_guard", "version"),
 )
 FRONT_DOOR = {"__init__", "__main__"}  # `import jepa` and `python -m jepa` may open any room

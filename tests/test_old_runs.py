@@ -8,9 +8,10 @@ import pytest
 import torch
 
 import jepa
+from jepa.checkpoints import load_tensors, to_tensors
 from jepa.config import FixationConfig, SaccadeConfig
 from jepa.evaluate import evaluate
-from jepa.runs import Run, fresh_objective, load_tensors, to_tensors
+from jepa.runs import Run, fresh_objective
 from jepa.train import train
 from tests.conftest import override
 

@@ -20,7 +20,7 @@ def test_a_checkpoint_comes_back_as_it_was(tmp_path):
     run = checkpointed(tmp_path / "run")
     tensors, metadata = run.load()
     assert torch.equal(tensors["x"], torch.arange(1000.0))
-    assert metadata == {"step": 5, "seconds": 1.0}
+    assert (metadata["step"], metadata["seconds"]) == (5, 1.0)
     assert Run.open(tmp_path / "run").config == Config()
     assert not list(run.path.rglob("*.tmp"))
     assert run.checkpoint().stat().st_mode & 0o777 == 0o644
@@ -41,9 +41,7 @@ def test_a_checkpoint_cut_in_half(tmp_path):
     content = run.checkpoint().read_bytes()
     for length in (0, 5, len(content) // 2):
         run.checkpoint().write_bytes(content[:length])
-        with pytest.raises(
-            InputError, match=r"last.safetensors is damaged .*; try best.safetensors in the same folder"
-        ):
+        with pytest.raises(InputError, match=r"last.safetensors is damaged: .*; use best.safetensors in the same"):
             run.load()
 
 

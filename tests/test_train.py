@@ -31,7 +31,7 @@ from jepa.config import (
 from jepa.config.recipes import RECIPES
 from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.evaluate import evaluate
-from jepa.logger import collapse_warning
+from jepa.logger import online_warning
 from jepa.report.text import as_text
 from jepa.runs import Run, fresh_objective
 from jepa.train import better, train
@@ -115,7 +115,8 @@ def test_a_signal_saves_and_leaves(tiny, tmp_path, signum):
     assert process.returncode == 128 + signum, stderr
     step = run.load()[1]["step"]
     assert step == run.metrics()[-1]["step"]
-    assert f"stopped at step {step} of 100000; continue with --resume" in stderr
+    assert f"stopped at step {step} of 100000; continue with: jepa train --config " in stderr
+    assert stderr.endswith(" --resume\n")
 
 
 def test_online_evaluation_saves_the_best_checkpoint_and_records_that_labels_chose_it(tiny, tmp_path, capsys):
@@ -152,7 +153,7 @@ def test_a_collapse_gives_a_warning(tiny):
     untrained = {"feature_std": 0.05, "rankme": 12.0, "knn": 40.0}
 
     def warning(feature_std: float, rankme: float, **knn: float) -> str | None:
-        return collapse_warning({"feature_std": feature_std, "rankme": rankme, **knn}, untrained, objective)
+        return online_warning({"feature_std": feature_std, "rankme": rankme, **knn}, untrained, objective)
 
     assert warning(0.04, 11.0, knn=41.0) is None
     assert warning(0.04, 11.0) is None
@@ -236,10 +237,11 @@ def test_without_labels_scores_that_need_none_are_computed(tiny, tmp_path):
     assert "Omitted" in as_text(result, run.path)
 
 
-def test_which_settings_may_change_on_resume(tiny, tmp_path):
+def test_which_settings_may_change_on_resume(tiny, tmp_path, capsys):
     run = train(tiny, tmp_path / "run")
-    with pytest.raises(InputError, match="is already complete at step 6; pass a larger --steps"):
-        train(tiny, run.path, resume=True)
+    train(dataclasses.replace(tiny, steps=5), run.path, resume=True)
+    assert "is already complete at step 6; a larger --steps" in capsys.readouterr().err
+    assert run.config.steps == 6
     wider = dataclasses.replace(tiny.backbone, size="64x4x2")
     with pytest.raises(InputError, match=r"backbone.size = 32x4x2 and cannot be resumed with 64x4x2"):
         train(dataclasses.replace(tiny, steps=8, backbone=wider), run.path, resume=True)

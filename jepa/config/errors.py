@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import difflib
 import os
+import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import NoReturn
 
 from jepa.files import printable
 
-__all__ = ["InputError", "Interrupted", "exit_with", "require", "suggest"]
+__all__ = ["InputError", "Interrupted", "exit_with", "require", "stop_signals", "suggest"]
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
+"""Signals by which users, terminals, containers and job schedulers ask a program to stop."""
 
 
 class InputError(Exception):
@@ -21,11 +27,31 @@ class InputError(Exception):
 
 
 class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
-    """Training was stopped by a signal, after everything was saved."""
+    """A signal has asked the program to stop; in training, after everything was saved."""
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
         self.signal_number = signal_number
+
+
+def stop_signals() -> list[signal.Signals]:
+    """Return the signals to stop at: all but SIGHUP if it is ignored, because the command was started by nohup."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+@contextmanager
+def stopped_by_signals() -> Iterator[None]:
+    """Raise `Interrupted` in the block when a signal asks to stop, so that temporary files are removed."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise Interrupted("interrupted", number)
+
+    handlers = {number: signal.signal(number, stop) for number in stop_signals()}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
 
 
 def require(condition: bool, message: str) -> None:
@@ -43,7 +69,8 @@ def suggest(word: str, known: Iterable[str]) -> str:
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with the code that it returns; user errors are printed as one sentence, with code 2."""
     try:
-        code = command()
+        with stopped_by_signals():
+            code = command()
     except InputError as error:
         print(printable(f"jepa: {error}", keep="\n"), file=sys.stderr)
         code = 2

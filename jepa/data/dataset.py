@@ -170,28 +170,29 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
     )
     if dataset.nbytes <= config.cache_gb * 1e9:
         dataset.cache = _open_cache(dataset, split, cache)
-        if index.files.nbytes <= EAGER_DECODE_BYTES and not dataset.cache.complete:
+        if dataset.cache and index.files.nbytes <= EAGER_DECODE_BYTES and not dataset.cache.complete:
             for indices in progress(torch.arange(len(dataset)).split(500), f"decoding {name}"):
                 dataset.read(indices)
     return dataset
 
 
-def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache:
-    """Open the cache of a dataset, and delete stale ones of the same split."""
+def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache | None:
+    """Open the cache of a dataset, and delete stale ones of the same split; add a note if the disk is full."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
     path = folder / f"{prefix}-{dataset.signature}-{DECODER}.pixels"
-    for old in folder.glob(f"{prefix}-*.pixels"):
-        if old != path:
-            old.unlink(missing_ok=True)
-            old.with_suffix(".crc32").unlink(missing_ok=True)
     try:
+        for old in folder.glob(f"{prefix}-*.pixels"):
+            if old != path:
+                old.unlink(missing_ok=True)
+                old.with_suffix(".crc32").unlink(missing_ok=True)
         return PixelCache(path, len(dataset), dataset.shape)
     except OSError as error:
-        raise InputError(
-            f"{dataset.nbytes / 1e9:.1f} GB of decoded images cannot be cached in {folder} ({error.strerror}); free "
-            "disk space, or pass --data.cache-gb 0 to decode images in every epoch"
-        ) from error
+        dataset.notes += (
+            f"{dataset.nbytes / 1e9:.1f} GB of decoded images cannot be cached in {folder} ({error.strerror}), so they "
+            "are decoded in every epoch; free disk space to train faster",
+        )
+        return None
 
 
 def _common_shape(files: EncodedImages, channels: int, name: str) -> tuple[int, int, int]:

@@ -10,7 +10,8 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self
@@ -28,13 +29,16 @@ __all__ = ["ENCODED", "PATHS", "EncodedImages", "SplitIndex", "evenly_spaced", "
 
 MAX_FILE_BYTES = 2**30  # image files are read as a whole
 NON_BLOCKING = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # for POSIX, and for Windows
-METADATA_KEY = b"facts"  # key of the Arrow message with classes and signature; fixed by existing indexes
+METADATA_KEY, HASH_KEY = b"facts", b"sha256"  # keys of the Arrow message with classes and signature, and the hash
 PATHS = pa.schema([("image", pa.large_binary()), ("size", pa.int64()), ("label", pa.int32())])
 """Columns of an index of paths: path relative to a root, size in bytes, and class or -1."""
 ENCODED = pa.schema(
     [("image", pa.struct([("bytes", pa.large_binary()), ("path", pa.large_string())])), ("label", pa.int32())]
 )
 """Columns of an index of encoded images: file content with the original path, and class or -1."""
+CHECKSUMS = pa.field("crc32", pa.uint32())
+"""Column that `write_index` adds to encoded images: the CRC-32 of the file content."""
+MAX_VERIFIED_BYTES = 300e6  # the images of larger indexes are verified when they are read, not when they are opened
 IMAGES_OR_PATHS = pa.struct([("bytes", pa.large_binary()), ("path", pa.large_binary())])  # of an index in memory
 
 
@@ -45,6 +49,7 @@ class EncodedImages:
     column: pa.ChunkedArray
     root: Path
     nbytes: int  # total size of the encoded images
+    checksums: np.ndarray | None = None  # (N,) CRC-32 of the encoded images
 
     def __len__(self) -> int:
         return len(self.column)
@@ -53,11 +58,14 @@ class EncodedImages:
         """Read an encoded image.
 
         Raises `Unreadable` if the file is missing, access is denied, it is not a regular file or too large, or the row
-        contains no image.
+        contains no image or has changed since it was indexed.
         """
         value = self.column[index]
         if pa.types.is_struct(value.type) and value["bytes"].is_valid:
-            return bytes(value["bytes"].as_py())
+            content = bytes(value["bytes"].as_py())
+            if self.checksums is not None and zlib.crc32(content) != self.checksums[index]:
+                raise Unreadable("its copy in the index is damaged; delete the folder .jepa-cache to index it again")
+            return content
         path = _path(value)
         if path is None:
             raise Unreadable("the row contains no image")
@@ -139,32 +147,78 @@ def read_file(path: Path) -> bytes:
 def write_index(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, Any]) -> None:
     """Write the index of a split atomically. `metadata` contains JSON values, including "classes" and "signature".
 
-    The metadata is written last, so a generator of `batches` may add to it.
+    The metadata is written last, so a generator of `batches` may add to it, together with a hash of labels, paths,
+    sizes and checksums.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256()
+    has_content = pa.types.is_struct(schema.field("image").type)
+    written = schema.append(CHECKSUMS) if has_content else schema
     with (
         atomic_write(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_file(sink, schema) as writer,
+        pa.ipc.new_file(sink, written) as writer,
     ):
         for batch in batches:
+            if has_content:
+                checksums = pa.array(_checksums(batch.column("image")), pa.uint32())
+                batch = pa.RecordBatch.from_arrays([*batch.columns, checksums], schema=written)
+            _update(digest, batch)
             writer.write_batch(batch)
-        writer.write_batch(pa.RecordBatch.from_pylist([], schema), {METADATA_KEY: json.dumps(metadata)})
+        text = json.dumps(metadata)
+        digest.update(text.encode())
+        message = {METADATA_KEY: text, HASH_KEY: digest.hexdigest()}
+        writer.write_batch(pa.RecordBatch.from_pylist([], written), message)
 
 
 def read_index(path: Path, root: Path) -> SplitIndex | None:
-    """Open an index written by `write_index`. Returns None if it is missing or incomplete."""
+    """Open an index written by `write_index`. Returns None if it is missing, incomplete or damaged.
+
+    Images of large indexes are not verified here, but when they are read.
+    """
+    digest = hashlib.sha256()
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         _, message = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
-    except (OSError, pa.ArrowException):
+        table = reader.read_all()
+        table.validate(full=True)  # otherwise, damaged offsets may end the process
+        for batch in table.to_batches():
+            _update(digest, batch)
+        text = message[METADATA_KEY]
+        digest.update(text)
+        if digest.hexdigest().encode() != message[HASH_KEY]:
+            return None
+    except (OSError, KeyError, TypeError, ValueError, pa.ArrowException):
         return None
-    table, metadata = reader.read_all(), json.loads(message[METADATA_KEY])
+    metadata = json.loads(text)
     column = np.concatenate([np.empty(0, np.int32), *(chunk.to_numpy() for chunk in table["label"].chunks)])
     labels = torch.from_numpy(column.astype(np.int64)) if metadata["classes"] else None
     nbytes = sum(chunk.to_numpy().sum() for chunk in table["size"].chunks) if "size" in table.schema.names else 0
-    files = EncodedImages(table["image"], root, int(nbytes) or table["image"].nbytes)
+    checksums = table[CHECKSUMS.name].to_numpy() if CHECKSUMS.name in table.schema.names else None
+    files = EncodedImages(table["image"], root, int(nbytes) or table["image"].nbytes, checksums)
+    if checksums is not None and files.nbytes <= MAX_VERIFIED_BYTES:
+        stored = [checksum for chunk in files.column.chunks for checksum in _checksums(chunk)]
+        if not np.array_equal(stored, checksums):
+            return None
     return SplitIndex(files, labels, tuple(metadata["classes"]), metadata)
+
+
+def _checksums(images: pa.StructArray) -> Iterator[int]:
+    """Yield the CRC-32 of the content of each image; 0 for images that are files on disk."""
+    for content in images.flatten()[0]:
+        yield zlib.crc32(content.as_buffer()) if content.is_valid else 0
+
+
+def _update(digest: Any, batch: pa.RecordBatch) -> None:
+    """Add everything but the content of images to a hash."""
+    for name, column in zip(batch.schema.names, batch.columns, strict=True):
+        if pa.types.is_struct(column.type):
+            column = column.flatten()[1].cast(pa.large_binary())
+        if pa.types.is_large_binary(column.type):
+            for value in column.to_pylist():
+                digest.update(b"\0" if value is None else b"\1%d " % len(value) + value)
+        else:
+            digest.update(name.encode() + column.to_numpy(zero_copy_only=False).tobytes())
 
 
 def evenly_spaced(count: int, limit: int) -> Tensor:

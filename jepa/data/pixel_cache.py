@@ -6,6 +6,7 @@ import math
 import os
 import zlib
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,7 +20,8 @@ class PixelCache:
     """Decoded images in a memory-mapped file, shared by all processes and later runs.
 
     An image counts as cached only if its checksum matches, so images partially written by a killed process are decoded
-    again. Raises `OSError` if the disk is full.
+    again. A cache that cannot be written to is opened as well; what is written to it is then lost at the end. Raises
+    `OSError` if the disk is full, or if the folder cannot be written to and has no such cache.
     """
 
     def __init__(self, path: Path, count: int, shape: tuple[int, int, int]) -> None:
@@ -37,7 +39,8 @@ class PixelCache:
                 if hasattr(os, "posix_fallocate"):  # writing through a memory map kills the process if the disk is full
                     os.posix_fallocate(file.fileno(), 0, size)
                 file.truncate(size)
-        return np.memmap(path, dtype, "r+", shape=shape)
+        mode: Literal["r+", "c"] = "r+" if os.access(path, os.W_OK) else "c"
+        return np.memmap(path, dtype, mode, shape=shape)
 
     @property
     def complete(self) -> bool:

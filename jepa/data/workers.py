@@ -5,8 +5,10 @@ from __future__ import annotations
 import multiprocessing
 import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any
 
@@ -14,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from jepa.config.errors import stop_signals
 from jepa.data.dataset import DecodedBatch, ImageDataset, cores
 
 __all__ = ["auto_workers", "read_ahead"]
@@ -60,7 +63,8 @@ def read_ahead(dataset: ImageDataset, batches: Iterable[Tensor], workers: int) -
         worker_init_fn=_start_worker,
         multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
     )
-    decoded = iter(loader)
+    with unchanged_child_handler():
+        decoded = iter(loader)
     while (first := next(decoded, None)) is not None:
         chunks = [first, *islice(decoded, num_chunks.popleft() - 1)]
         unreadable = {index: reason for chunk in chunks for index, reason in chunk.unreadable.items()}
@@ -81,7 +85,23 @@ def _identity(chunk: Any) -> Any:
     return chunk
 
 
+@contextmanager
+def unchanged_child_handler() -> Iterator[None]:
+    """Restore the handler of SIGCHLD after the block.
+
+    That of DataLoader raises an error when a worker ends, in the middle of a training step. Without it, DataLoader
+    finds out when it waits for a batch, between two steps.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGCHLD, handler)
+
+
 def _start_worker(worker_id: int) -> None:
-    """Ignore Ctrl-C, which the terminal sends to every process; the training process handles it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    """Ignore signals that are sent to every process of the group, such as Ctrl-C; the training process handles them.
+
+    SIGTERM ends a worker, because DataLoader sends it. The training process then stops as well, if it was meant.
+    """
+    for number in stop_signals():
+        signal.signal(number, signal.SIG_DFL if number == signal.SIGTERM else signal.SIG_IGN)

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from jepa.backbones import Encoder, eval_mode
 from jepa.config import InputError
 from jepa.data import DECODER, ImageDataset, read_ahead
+from jepa.files import Locked, lock, read_record, write_record
 from jepa.transforms.crop import as_float, resize
 
 __all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features"]
@@ -59,7 +60,8 @@ class FeatureStore:
     """Stores the features of each encoder and subset in a folder.
 
     They are memory-mapped and reused while weights, images and `stamp` (an identifier of all other dependencies) are
-    unchanged. Interrupted extractions are never reused.
+    unchanged and their checksum matches; otherwise they are extracted again. Without a folder that can be written to,
+    features are extracted whenever they are needed.
     """
 
     folder: Path
@@ -83,48 +85,76 @@ class FeatureStore:
         target = self.folder / f"{name}-{subset_hash}"
         dependencies = [self.stamp, DECODER, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
         key = f"{weights_digest(encoder)} {json.dumps(dependencies)}"
-        if not self._holds(target, key):
-            self._remove_leftovers(target.name)
-            temporary = self.folder / f".{target.name}.{os.getpid()}"
-            temporary.mkdir(parents=True)
+        features = self._open(target, key, dataset)
+        if features is None and not self._is_writable():
+            return extract(encoder, dataset, indices, label=label, workers=workers)
+        if features is None:
+            batches = encode(encoder, dataset, indices, last4=True, label=label, workers=workers)
             try:
-                widths, used = [0], []
-                with (temporary / "features.bin").open("wb") as file:
-                    for batch_indices, layers in encode(
-                        encoder, dataset, indices, last4=True, label=label, workers=workers
-                    ):
-                        file.write(torch.cat(layers, -1).numpy().tobytes())
-                        widths = [layer.shape[-1] for layer in layers]
-                        used.append(batch_indices)
-                np.save(temporary / "indices.npy", torch.cat(used).numpy())
-                metadata = {"key": key, "widths": widths, "unreadable": dataset.unreadable}
-                (temporary / "metadata.json").write_text(json.dumps(metadata))
-                shutil.rmtree(target, ignore_errors=True)
-                temporary.rename(target)
-            finally:
-                shutil.rmtree(temporary, ignore_errors=True)
-        stored_indices = torch.from_numpy(np.load(target / "indices.npy"))
-        metadata = json.loads((target / "metadata.json").read_text())
-        dataset.unreadable |= {int(index): reason for index, reason in metadata["unreadable"].items()}
-        widths = metadata["widths"]
-        shape = (len(stored_indices), sum(widths))
-        # copy-on-write ("c"), because torch warns about read-only memory
-        stored = torch.from_numpy(np.memmap(target / "features.bin", np.float32, "c", shape=shape))
-        return as_features(stored, widths, stored_indices, dataset)
+                with lock(self.folder / ".lock"):
+                    self._write(target, key, dataset, batches)
+            except Locked as holder:
+                raise InputError(f"{holder} extracts features into {self.folder}; wait until it ends") from holder
+            features = self._open(target, key, dataset)
+        if features is None:
+            raise InputError(f"the features in {target} differ from what was written; the disk may be faulty")
+        return features
+
+    def _is_writable(self) -> bool:
+        """Create the folder if it is missing; return whether features can be stored in it."""
+        with suppress(OSError):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        return os.access(self.folder, os.W_OK)
+
+    def _write(
+        self, target: Path, key: str, dataset: ImageDataset, batches: Iterator[tuple[Tensor, list[Tensor]]]
+    ) -> None:
+        """Write features to a folder that replaces `target` when it is complete."""
+        for leftover in self.folder.glob(f".{target.name}.*"):  # of a killed process; there is one evaluation at a time
+            shutil.rmtree(leftover, ignore_errors=True)
+        temporary = self.folder / f".{target.name}.{os.getpid()}"
+        temporary.mkdir()
+        try:
+            widths, used = [0], []
+            with (temporary / "features.bin").open("wb") as file:
+                for batch_indices, layers in batches:
+                    file.write(torch.cat(layers, -1).numpy().tobytes())
+                    widths = [layer.shape[-1] for layer in layers]
+                    used.append(batch_indices)
+            np.save(temporary / "indices.npy", torch.cat(used).numpy())
+            metadata = {"key": key, "widths": widths, "unreadable": dataset.unreadable, "checksum": checksum(temporary)}
+            write_record(temporary / "metadata.json", metadata)
+            shutil.rmtree(target, ignore_errors=True)
+            temporary.rename(target)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
 
     @staticmethod
-    def _holds(target: Path, key: str) -> bool:
-        with suppress(OSError, ValueError):
-            return bool(json.loads((target / "metadata.json").read_text())["key"] == key)
-        return False
+    def _open(target: Path, key: str, dataset: ImageDataset) -> Features | None:
+        """Return the features in a folder, or None if they are missing, damaged or of something else."""
+        metadata = read_record(target / "metadata.json")
+        if metadata is None or metadata["key"] != key:
+            return None
+        try:
+            if checksum(target) != metadata["checksum"]:
+                return None
+        except OSError:
+            return None
+        indices = torch.from_numpy(np.load(target / "indices.npy"))
+        dataset.unreadable |= {int(index): reason for index, reason in metadata["unreadable"].items()}
+        widths = metadata["widths"]
+        # copy-on-write ("c"), because torch warns about read-only memory
+        stored = np.memmap(target / "features.bin", np.float32, "c", shape=(len(indices), sum(widths)))
+        return as_features(torch.from_numpy(stored), widths, indices, dataset)
 
-    def _remove_leftovers(self, name: str) -> None:
-        """Remove temporary folders of killed processes."""
-        for folder in self.folder.glob(f".{name}.*"):
-            try:
-                os.kill(int(folder.suffix[1:]), 0)
-            except ProcessLookupError:
-                shutil.rmtree(folder, ignore_errors=True)
+
+def checksum(folder: Path) -> str:
+    """Return a hash of the stored features and indices in a folder."""
+    digests = []
+    for name in ("features.bin", "indices.npy"):
+        with (folder / name).open("rb") as file:
+            digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+    return " ".join(digests)
 
 
 def digest(tensor: Tensor) -> bytes:

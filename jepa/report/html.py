@@ -121,8 +121,8 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
         f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
         "<body>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
     )
-    path = run.folder.path / "report.html"
-    run.folder.write_text(path.name, printable(text, keep="\n"))
+    path = run.output.path / "report.html"
+    run.output.write_text(path.name, printable(text, keep="\n"))
     return path
 
 

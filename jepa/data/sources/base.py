@@ -14,7 +14,6 @@ import re
 from abc import ABC, abstractmethod
 from array import array
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ import pyarrow.compute as pc
 
 from jepa.config import SOURCES, InputError, parse_source, require
 from jepa.data.index import SplitIndex, read_index
-from jepa.files import atomic_write
+from jepa.files import read_record, write_record
 
 __all__ = [
     "CACHE",
@@ -41,7 +40,7 @@ __all__ = [
 
 CACHE = Path("runs") / ".jepa-cache"
 """Default folder for indexes and decoded images. Runs stored elsewhere keep them next to the run folder."""
-INDEX_VERSION = 4  # bump when indexes are written differently, to rebuild those of earlier versions
+INDEX_VERSION = 5  # bump when indexes are written differently, to rebuild those of earlier versions
 MAX_EXAMINED = 200_000  # the files of larger folders are not examined again whenever the index is opened
 
 
@@ -106,27 +105,29 @@ def cached_splits(cache: Path, signature: str, write_indexes: Callable[[], list[
     If they are missing or outdated, `write_indexes` is called to write them and return the splits.
     """
     file = cache / "splits.json"
-    record: dict[str, Any] = {}
-    with suppress(OSError, ValueError):
-        record = json.loads(file.read_text())
+    record = read_record(file) or {}
     if record.get("stamp") != signature:
         record = {"stamp": signature, "splits": write_indexes()}
-        with atomic_write(file) as temporary:
-            temporary.write_text(json.dumps(record))
+        write_record(file, record)
     return list(record["splits"])
 
 
-def open_index(cache: Path, split: str, root: Path, examine: bool = True) -> SplitIndex:
+def open_index(
+    cache: Path, split: str, root: Path, rebuild: Callable[[], object], *, examine: bool = True
+) -> SplitIndex:
     """Open the index of a split in a cache folder; its paths are relative to `root`.
 
-    The signature also covers the sizes and modification times of the files on disk, unless `examine` is False.
-    `metadata["missing"]` is the number of files that do not exist, and the first of them. Raises `InputError` if the
-    index is damaged.
+    A damaged index is written again by `rebuild`. The signature also covers the sizes and modification times of the
+    files on disk, unless `examine` is False. `metadata["missing"]` is the number of files that do not exist, and the
+    first of them. Raises `InputError` if the index cannot be read after it was written again.
     """
     path = cache / f"{split}.arrow"
     index = read_index(path, root)
     if index is None:
-        raise InputError(f"the index {path} is damaged; delete the folder {cache} and run the command again")
+        rebuild()
+        index = read_index(path, root)
+    if index is None:
+        raise InputError(f"the index {path} cannot be read; delete the folder {cache} and run the command again")
     if examine:
         examine_files(index)
     return index

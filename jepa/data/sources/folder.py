@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import Counter
-from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
 
 from jepa.config import InputError
 from jepa.config.sources import FolderSource, ParquetSource
 from jepa.data.index import SplitIndex
-from jepa.data.sources.base import MAX_EXAMINED, Source, open_index
+from jepa.data.sources.base import INDEX_VERSION, MAX_EXAMINED, Source, open_index
 from jepa.data.sources.folder_index import FolderIndex, index_folder, is_current, walk_folder
 from jepa.data.sources.folder_walk import count_entries
 from jepa.data.sources.parquet import Parquet, contains_images
-from jepa.files import atomic_write
+from jepa.files import read_record, write_record
 
 __all__ = ["Folder"]
 
@@ -29,20 +27,21 @@ class Folder(Source):
     @cached_property
     def index(self) -> FolderIndex:
         """The index of the folder, rebuilt if the folder has changed."""
-        file = self.cache / "folder.json"
-        index = None
-        with suppress(OSError, ValueError, TypeError):
-            index = FolderIndex(**json.loads(file.read_text()))
-        if index is None or not is_current(index):
-            self.cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
-            index, folders = walk_folder(self.config.root)
-            self._choose_parquet(index, has_images=bool(folders.counts[""]))
-            if index.parquet_files:
-                index.outside = folders.outside([])
-            else:
-                index_folder(index, folders, self.cache)
-            with atomic_write(file) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(index)))
+        record = read_record(self.cache / "folder.json") or {}
+        if record.get("version") == INDEX_VERSION and is_current(index := FolderIndex(**record)):
+            return index
+        return self._write_index()
+
+    def _write_index(self) -> FolderIndex:
+        """Index the folder, write the index to the cache, and return it."""
+        self.cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
+        index, folders = walk_folder(self.config.root)
+        self._choose_parquet(index, has_images=bool(folders.counts[""]))
+        if index.parquet_files:
+            index.outside = folders.outside([])
+        else:
+            index_folder(index, folders, self.cache)
+        write_record(self.cache / "folder.json", dataclasses.asdict(index))
         return index
 
     def _choose_parquet(self, index: FolderIndex, has_images: bool) -> None:
@@ -83,7 +82,7 @@ class Folder(Source):
                 index.metadata["notes"] = [*index.metadata.get("notes", ()), note]
         else:
             examine = self.index.split_sizes[split] <= MAX_EXAMINED
-            index = open_index(self.cache, split, self.config.root, examine=examine)
+            index = open_index(self.cache, split, self.config.root, self._write_index, examine=examine)
         index.metadata["notes"] = [*index.metadata.get("notes", ()), *self.index.notes]
         return index
 

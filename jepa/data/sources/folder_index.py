@@ -73,7 +73,7 @@ def is_current(index: FolderIndex) -> bool:
         return False
     last_change = max((modified for _, modified in index.folder_times), default=0)
     is_old = last_change < index.created - CLOCK_TOLERANCE_NS
-    return index.version == INDEX_VERSION and unchanged and is_old and not index.notes
+    return unchanged and is_old and not index.notes
 
 
 def walk_folder(root: Path) -> tuple[FolderIndex, Folders]:

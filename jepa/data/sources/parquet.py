@@ -50,14 +50,14 @@ class Parquet(Source):
         if self.paths is not None:
             return self.paths.splits()
         files = list(self.config.files)
-        return cached_splits(self.cache, file_signature(files), lambda: self._write_indexes())
+        return cached_splits(self.cache, file_signature(files), self._write_indexes)
 
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split."""
         if self.paths is not None:
             return self.paths.open(split)
         self.splits()  # writes the indexes if necessary
-        index = open_index(self.cache, split, Path())
+        index = open_index(self.cache, split, Path(), self._write_indexes)
         require_files(index, self.name, "their parquet file")
         return index
 

@@ -36,8 +36,9 @@ class Paths(Source):
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split. Raises `InputError` if none of its files exists."""
         self.splits()  # writes the indexes if necessary
-        index = open_index(self.cache, split, self.config.file.parent)
-        require_files(index, self.name, self.config.file.parent.absolute())
+        file = self.config.file
+        index = open_index(self.cache, split, file.parent, lambda: write_indexes(file, self.cache))
+        require_files(index, self.name, file.parent.absolute())
         return index
 
 

@@ -41,7 +41,7 @@ class Torchvision(Source):
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split."""
         self.splits()  # writes the indexes if necessary
-        index = open_index(self.cache, split, Path())
+        index = open_index(self.cache, split, Path(), lambda: write_indexes(self.config.name, self.cache))
         if index.labels is None:
             return index
         labels = number_rows(index.labels.numpy(), index.classes)
