@@ -64,7 +64,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     if key is None:
         raise InputError(
             f"{path} is not an image-jepa checkpoint, or was written by a newer version: its format is "
-            f"{header.get('format')}, but {', '.join(sorted(METADATA_KEYS))} are supported"
+            f"{header.get('format')!r:.40}, but {', '.join(sorted(METADATA_KEYS))} are supported"
         )
     text = header.get(key, "")
     has_checksum = header["format"] == FORMAT or "checksum" in header

@@ -19,6 +19,7 @@ from jepa.config.errors import exit_with
 from jepa.config.recipes import documentation
 from jepa.config.user_code import load_code
 from jepa.files import printable
+from jepa.threads import adapt_threads
 from jepa.version import __version__
 
 __all__ = ["main"]
@@ -214,6 +215,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
+USE_TORCH = ("train", "evaluate", "plot")  # commands whose speed depends on the threads of torch
+
+
 def _help() -> str:
     lines = [
         "usage: jepa COMMAND ...",
@@ -236,6 +240,8 @@ def _run(name: str, arguments: list[str]) -> int:
         return 0
     if name not in COMMANDS:
         raise InputError(f"there is no command '{name}'{suggest(name, COMMANDS)} (commands: {', '.join(COMMANDS)})")
+    if name in USE_TORCH and not {"-h", "--help"} & set(arguments):
+        adapt_threads()
     return COMMANDS[name](arguments)
 
 

@@ -8,6 +8,10 @@ if __name__ == "__main__":  # run as a file: Python put jepa/ first on the path 
 
     sys.path[0] = str(Path(__file__).resolve().parent.parent)
 
+    from jepa.threads import adapt_threads
+
+    adapt_threads()
+
 import dataclasses
 import math
 import os

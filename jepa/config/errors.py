@@ -6,6 +6,7 @@ import difflib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -35,7 +36,12 @@ class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
 
 
 def stop_signals() -> list[signal.Signals]:
-    """Return the signals to stop at: all but SIGHUP if it is ignored, because the command was started by nohup."""
+    """Return the signals to stop at: all but SIGHUP if it is ignored, because the command was started by nohup.
+
+    There are none outside the main thread, which alone can handle signals.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return []
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
