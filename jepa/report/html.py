@@ -103,7 +103,7 @@ ANIMATION_CAPTION = (
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
     sections = [heading(run, result), score_section(result)]
-    for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3):
+    for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3, disable=None):
         title, caption = SECTIONS[name]
         try:
             body = html_image(png(draw(name, run)), title, caption)
