@@ -54,7 +54,7 @@ def encoder_features(encoder: Encoder, subset: Subset, name: str) -> Views:
     dataset, indices = subset
     parts: list[tuple[Tensor, Tensor, Tensor]] = []
     label = f"{name}: features of {dataset.name}"
-    for batch_indices in tqdm(indices.split(BATCH_SIZE), desc=label, unit="batch", delay=3, leave=False):
+    for batch_indices in tqdm(indices.split(BATCH_SIZE), desc=label, unit="batch", delay=3, leave=False, disable=None):
         batch = dataset.read(batch_indices)
         if not batch.readable.any():
             continue

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ import tyro
 from jepa.config import RECIPES, InputError, suggest
 from jepa.config.arguments import expand_home, parse_train_arguments
 from jepa.config.auto import DataSummary
+from jepa.config.command_line import call
 from jepa.config.errors import exit_with
 from jepa.config.recipes import documentation
 from jepa.config.user_code import load_code
@@ -23,6 +25,8 @@ from jepa.threads import adapt_threads
 from jepa.version import __version__
 
 __all__ = ["main"]
+
+WIDTH = 80  # of the output, in characters
 
 
 @dataclass(frozen=True)
@@ -77,9 +81,9 @@ def evaluate(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Evaluate the frozen encoders of a run, compared with the untrained encoder and raw pixels.
+        """Score the frozen encoders of a run, the untrained encoder and raw pixels.
 
-        Writes evaluation.json and report.html, a self-contained page, into the run folder.
+        Writes evaluation.json and report.html, one self-contained page.
 
         Args:
             run: The run folder.
@@ -103,11 +107,11 @@ def evaluate(arguments: list[str]) -> int:
         show((opened.output.path / "evaluation.json").read_text(encoding="utf-8").rstrip() if json else text)
         return 0
 
-    return tyro.cli(command, args=arguments, prog="jepa evaluate")
+    return _call(command, evaluate, arguments)
 
 
 def plot(arguments: list[str]) -> int:
-    """Draw figures of a run: jepa plot RUN [masks|curves|attention|dimension|umap|spectrum|saccades]."""
+    """Draw figures of a run: jepa plot RUN [FIGURE] [--out FILE] [--patch ROW COLUMN]."""
 
     def command(
         run: RunFolder,
@@ -135,7 +139,7 @@ def plot(arguments: list[str]) -> int:
             show(str(path))
         return 0
 
-    return tyro.cli(command, args=arguments, prog="jepa plot")
+    return _call(command, plot, arguments)
 
 
 def compare(arguments: list[str]) -> int:
@@ -158,7 +162,7 @@ def compare(arguments: list[str]) -> int:
         show(f"{compare_runs(runs, figure)}\n\nfigure: {figure}")
         return 0
 
-    return tyro.cli(command, args=arguments, prog="jepa compare")
+    return _call(command, compare, arguments)
 
 
 def recipes(arguments: list[str]) -> int:
@@ -167,14 +171,16 @@ def recipes(arguments: list[str]) -> int:
     def command() -> int:
         """List the recipes with their command, time and measured result."""
         for name, make in RECIPES.items():
-            print(f"{name}\n    {documentation(make)['what']}")
+            print(name)
             for key, value in documentation(make).items():
-                if key != "what":
-                    print(f"    {key + ':':<9} {value}")
+                title = "    " if key == "what" else f"    {key + ':':<9} "
+                width = WIDTH if key != "command" else len(title + value)  # a command stays one line to copy
+                wrapper = textwrap.TextWrapper(width, title, " " * len(title), break_on_hyphens=False)
+                print(wrapper.fill(value))
             print()
         return 0
 
-    return tyro.cli(command, args=arguments, prog="jepa recipes")
+    return _call(command, recipes, arguments)
 
 
 def data(arguments: list[str]) -> int:
@@ -187,7 +193,7 @@ def data(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Count all files, classes and duplicates of a source, and inspect 2,000 images of each split.
+        """Count files, classes and duplicates; inspect 2,000 images of each split.
 
         Args:
             source: Any value of --data: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
@@ -202,7 +208,19 @@ def data(arguments: list[str]) -> int:
         show(inspect_source(source, sheet or Path("runs") / f"contact-sheet-{name}.jpg", all))
         return 0
 
-    return tyro.cli(command, args=arguments, prog="jepa data")
+    return _call(command, data, arguments)
+
+
+def _call(command: Callable[..., int], described_by: Callable[[list[str]], int], arguments: list[str]) -> int:
+    """Call a command with the values that the arguments give to its parameters."""
+    _, usage = _description(described_by)
+    return call(command, arguments, f"jepa {described_by.__name__}", usage)
+
+
+def _description(command: Callable[[list[str]], int]) -> tuple[str, str]:
+    """Return what a command does, and its usage."""
+    what, _, usage = " ".join((inspect.getdoc(command) or "").split()).partition(": ")
+    return what, usage.removesuffix(".")
 
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
@@ -226,13 +244,13 @@ def _help() -> str:
         "",
     ]
     for name, command in COMMANDS.items():
-        what, _, usage = (inspect.getdoc(command) or "").partition(": ")
-        lines += [f"  {name:<10} {what}", f"  {'':<10} {usage.rstrip('.')}", ""]
+        what, usage = _description(command)
+        lines += [f"  {name:<10} {what}", f"  {'':<10} {usage}", ""]
     return "\n".join([*lines, "'jepa COMMAND --help' explains a command and its settings."])
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    if name in ("-h", "--help"):
+    if name in ("-h", "--help", "help"):
         print(_help())
         return 0
     if name == "--version":

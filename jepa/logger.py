@@ -53,6 +53,13 @@ def online_warning(scores: dict[str, float], untrained: dict[str, float], object
     )
 
 
+def duration(seconds: float) -> str:
+    """Return a time in the unit that gives it one to three digits."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+
+
 class TrainingLogger:
     """Logs one run. `step` and `seconds` are the steps and training time completed before this process."""
 
@@ -60,8 +67,9 @@ class TrainingLogger:
         self.config, self.run, self.objective = config, run, objective
         self.is_main = distributed.is_main()
         self.start_time = time.perf_counter() - seconds
+        disable = None if self.is_main else True  # None shows it in a terminal only
         self.bar = tqdm(
-            total=config.steps, initial=step, unit="step", disable=not self.is_main, dynamic_ncols=True, smoothing=0.1
+            total=config.steps, initial=step, unit="step", disable=disable, dynamic_ncols=True, smoothing=0.1
         )
         self.logged_step, self.logged_time = step, time.perf_counter()
         self.writer = self._tensorboard()
@@ -117,15 +125,21 @@ class TrainingLogger:
         self.bar.update()
 
     def log_losses(self, step: int, losses: dict[str, float], lr: float) -> None:
-        """Write the losses of a step, the learning rate and the speed since the last call."""
+        """Write the losses of a step, the learning rate and the speed since the last call.
+
+        They are shown next to the progress bar in a terminal, and as a line otherwise.
+        """
         elapsed = time.perf_counter() - self.logged_time
         speed, waited = (step - self.logged_step) * self.config.batch_size / elapsed, self.waited / elapsed
         waiting = f", {100 * waited:.0f}% of the time waiting for data" if waited > MIN_SHOWN_WAIT else ""
-        self.bar.set_postfix_str(
-            f"loss {losses['loss']:.4f}, {speed:.0f} img/s, feature std {losses.get('feature_std', math.nan):.4f}"
-            f"{waiting}",
-            refresh=False,
-        )
+        feature_std = f", feature std {losses['feature_std']:.4f}" if "feature_std" in losses else ""
+        status = f"loss {losses['loss']:.4f}, {speed:.0f} img/s{feature_std}{waiting}"
+        if self.bar.disable:
+            left = (self.config.steps - step) * elapsed / (step - self.logged_step)
+            rest = f", {duration(left)} left" if left else ""
+            self.say(f"step {step:,}/{self.config.steps:,}: {status}{rest}")
+        else:
+            self.bar.set_postfix_str(status, refresh=False)
         speeds = {"images_per_s": round(speed, 1), "data_wait": round(waited, 4)}
         self.write({"step": step, **losses, "lr": lr, **speeds})
         self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0

@@ -38,9 +38,10 @@ def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
     code, out, _ = call(capsys, "train", "--config", config_file, "--run", run, "--steps", "4")
     assert (code, Run.open(run).config.steps) == (0, 4)
     assert f"jepa evaluate {run}" in out
-    code, out, _ = call(capsys, "evaluate", run)
+    code, out, err = call(capsys, "evaluate", run)
     assert code == 0
     assert "raw pixels" in out
+    assert not re.search(r"[\r\x1b]", out + err)
     assert "untrained" in out
     code, out, _ = call(capsys, "evaluate", run, "--json")
     assert json.loads(out) == json.loads((tmp_path / "run" / "evaluation.json").read_text())

@@ -219,12 +219,8 @@ def test_the_score_table_has_a_row_for_every_encoder():
     scores = {"knn": 50.0, "linear": 51.25, "rankme": 20.0}
     encoders = {"trained": scores, "context": scores, "untrained": scores}
     text = score_table(encoders | {"pixels": {"knn": 40.0, "linear": 30.0}})
-    assert [line.split("  ")[0] for line in text.splitlines()[1:]] == [
-        "trained (target encoder)",
-        "trained (context encoder)",
-        "untrained encoder",
-        "raw pixels",
-    ]
+    assert [line.split("  ")[0] for line in text.splitlines()[1:5]] == ["trained", "context", "untrained", "pixels"]
+    assert all(title in text for title in ("trained = trained (target encoder);", "pixels = raw pixels"))
     assert "51.2" in text
 
 

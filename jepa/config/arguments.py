@@ -9,15 +9,27 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, TypeVar
+from typing import Annotated, Any
 
 import tyro
 
 from jepa.config.auto import DataSummary, auto_config
 from jepa.config.auto_saccade import auto_saccade_config
-from jepa.config.base import BACKBONES, CodeConfig, Config, with_backbone
+from jepa.config.base import BACKBONES, OBJECTIVES, CodeConfig, Config, with_backbone
+from jepa.config.command_line import (
+    Given,
+    Option,
+    Taken,
+    build,
+    options_of,
+    print_help,
+    reject_flag,
+    reject_word,
+    split,
+    take,
+)
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, suggest
 from jepa.config.recipes import RECIPES, recipe
@@ -26,7 +38,6 @@ from jepa.config.user_code import load_code, loaded_code
 
 __all__ = ["Summarize", "TrainArguments", "expand_home", "parse_train_arguments"]
 
-T = TypeVar("T")
 AUTO_RECIPES = {"ijepa-folder": auto_config, "saccade-folder": auto_saccade_config}
 """Recipes whose settings are chosen from the images and the device."""
 DEFAULT_RECIPE = "demo"
@@ -86,43 +97,64 @@ class AutoArguments:
 def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> TrainArguments:
     """Parse the arguments of `jepa train`; `summarize` inspects the images if settings are derived from them.
 
-    Raises `InputError` for invalid values, and `SystemExit` after printing the help or a parsing error.
+    Raises `InputError` for invalid arguments, and `SystemExit` after printing the help.
     """
-    arguments = [_normalize(argument) for argument in arguments]
     wants_help = bool({"-h", "--help"} & set(arguments))
-    first, flags = arguments[:1], arguments[1:]
+    first, flags = list(arguments[:1]), list(arguments[1:])
     if not first or first[0].startswith("-"):
         first, flags = [], list(arguments)
     _check_recipe_first(first, flags)
-    if any(
-        flag == "--backbone" and value.startswith("-") for flag, value in zip(flags, [*flags, "-"][1:], strict=True)
-    ):
-        raise InputError(f"--backbone has no value; give one of {', '.join(BACKBONES.kinds())}")
-    arguments = flags
-    run, flags = tyro.cli(
-        RunArguments,
-        args=[*(first or [DEFAULT_RECIPE]), *flags],
-        prog="jepa train",
-        add_help=False,
-        return_unknown_args=True,
-    )
+    words, given = split(flags)
+    for item in given:
+        if item.flag == "--backbone" and not item.words and not item.value:
+            raise InputError(f"--backbone has no value; give one of {', '.join(BACKBONES.kinds())}")
+    taken = take(options_of(RunArguments()), given)
+    run = build(RunArguments(), taken.values | ({("recipe",): first[0]} if first else {}))
     if first and run.config is not None:
         raise InputError(f"give either the recipe '{first[0]}' or --config {run.config}, not both")
-    _check_one_code_file(run, arguments)
-    config = _default_config(run, flags, summarize if not wants_help else None)
+    _check_one_code_file(run)
+    config = _default_config(run, taken.rest, summarize if not wants_help else None)
     if run.backbone is not None:
         config = with_backbone(config, run.backbone)
     if wants_help:
-        tyro.cli(TrainArguments, args=["--help"], prog="jepa train", default=TrainArguments(run, config))
-    config = tyro.cli(tyro.conf.AvoidSubcommands[Config], args=flags, prog="jepa train", default=config)
-    return TrainArguments(run, config)
+        print_help(TrainArguments, "jepa train", default=TrainArguments(run, config))
+    return TrainArguments(run, _override(config, taken, words))
 
 
-def _normalize(argument: str) -> str:
-    """Replace `--data X` by `--data.source X`, and underscores in the name of a flag by hyphens."""
-    name, equals, value = argument.partition("=")
-    name = name.replace("_", "-") if name.startswith("--") else name
-    return f"{'--data.source' if name == '--data' else name}{equals}{value}"
+def _override(config: Config, taken: Taken, words: list[str]) -> Config:
+    """Return a config with the settings that the remaining flags override.
+
+    Raises `InputError` if they are invalid, or if words are left over.
+    """
+    options = _options(config)
+    overrides = take(options, taken.rest)
+    options |= options_of(RunArguments())
+    for item in overrides.rest:
+        _check_kind(item.flag, config)
+        reject_flag(item.flag, options, "jepa train")
+    for flag, word in [*(("", word) for word in words), *taken.stray, *overrides.stray]:
+        reject_word(flag, word, options, "'jepa train --help' lists the options")
+    changed: Config = build(config, overrides.values)
+    return changed
+
+
+def _check_kind(flag: str, config: Config) -> None:
+    """Raise `InputError` if a flag is a setting of other backbones or objectives than those of the config."""
+    group, _, name = flag.removeprefix("--").partition(".")
+    table = {"backbone": BACKBONES, "objective": OBJECTIVES}.get(group)
+    if table is None:
+        return
+    kinds = [kind for kind, part in table.kinds().items() if name.replace("-", "_") in {f.name for f in fields(part)}]
+    if kinds:
+        raise InputError(
+            f"{flag} is a setting of {' and '.join(kinds)}, but the {group} is {getattr(config, group).kind}"
+        )
+
+
+def _options(settings: Any) -> dict[str, Option]:
+    """Return the options of a config, with --data for its data source."""
+    options = options_of(settings)
+    return options | ({"--data": options["--data.source"]} if "--data.source" in options else {})
 
 
 def _check_recipe_first(first: list[str], flags: list[str]) -> None:
@@ -140,7 +172,7 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | None) -> Config:
+def _default_config(run: RunArguments, given: list[Given], summarize: Summarize | None) -> Config:
     """Return the config that the flags override; without `summarize`, automatic settings use placeholder data."""
     code: CodeConfig | None = load_code(run.code, run.allow_changed_code) if run.code is not None else None
     if run.config is not None:
@@ -148,40 +180,28 @@ def _default_config(run: RunArguments, flags: list[str], summarize: Summarize | 
     elif is_file := CODE_FILE.fullmatch(run.recipe):
         code = load_code(is_file[1], run.allow_changed_code)
         config = _recipe_of_code(code, is_file[2])
-    elif Path(run.recipe).is_file():
+    elif run.recipe not in RECIPES and os.path.isfile(run.recipe):  # noqa: PTH113  (no error for a long name)
         raise InputError(f"{run.recipe} is not a Python file; give the name of a recipe, or a file that ends in .py")
     else:
         config = recipe(run.recipe)
-    named = _parse_some(AutoArguments, flags) if run.recipe in AUTO_RECIPES else None
-    folder = run.run or Path("runs") / (_name(flags) or config.name)
+    folder = run.run or Path("runs") / build(_Name(config.name), take(options_of(_Name()), given).values).name
     saved = folder / "config.json"
     if run.resume and run.config is None and saved.is_file():
         config = read_config(saved)
-    elif named is not None and run.config is None and summarize is not None:
-        config = _automatic(run.recipe, named, flags, folder.parent, summarize)
+    elif run.recipe in AUTO_RECIPES and run.config is None and summarize is not None:
+        config = _automatic(run.recipe, given, folder.parent, summarize)
     return config if code is None else replace(config, code=code)
 
 
-def _check_one_code_file(run: RunArguments, arguments: Sequence[str]) -> None:
-    """Raise `InputError` if more than one code file is given; a run can record only one."""
-    files = [argument for argument in arguments if argument.partition("=")[0] == "--code"]
-    if len(files) + bool(CODE_FILE.fullmatch(run.recipe)) > 1:
+def _check_one_code_file(run: RunArguments) -> None:
+    """Raise `InputError` if two code files are given; a run can record only one."""
+    if run.code is not None and CODE_FILE.fullmatch(run.recipe):
         raise InputError("more than one code file was given; put all components in one file and pass it once")
 
 
 @dataclass(frozen=True)
 class _Name:
-    name: str | None = None
-
-
-def _name(flags: list[str]) -> str | None:
-    return _parse_some(_Name, flags).name
-
-
-def _parse_some(cls: type[T], flags: list[str]) -> T:
-    """Parse the flags of a few settings and ignore the rest."""
-    parsed, _ = tyro.cli(cls, args=flags, prog="jepa train", add_help=False, return_unknown_args=True)
-    return parsed
+    name: str = ""
 
 
 def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
@@ -197,13 +217,14 @@ def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
     return recipe(name)
 
 
-def _automatic(name: str, given: AutoArguments, flags: list[str], runs: Path, summarize: Summarize) -> Config:
+def _automatic(name: str, flags: list[Given], runs: Path, summarize: Summarize) -> Config:
     """Choose the settings from the images and the device, and print them with the reasons."""
-    flag_names = {flag.partition("=")[0] for flag in flags}
-    if "--data.source" not in flag_names:
+    values = take(_options(AutoArguments()), flags).values
+    if ("data", "source") not in values:
         raise InputError(f"{name} derives its settings from your images; pass them with --data PATH/TO/FOLDER")
+    given = build(AutoArguments(), values)
     summary, text = summarize(given.data.source, given.device, runs)
-    size = given.data.size if "--data.image-size" in flag_names else None
+    size = given.data.size if ("data", "image_size") in values else None
     config, settings = AUTO_RECIPES[name](given.data.source, summary, size)
     if os.environ.get("RANK", "0") == "0":
         print(f"{name}: {text}; automatic settings (override with flags):", file=sys.stderr)

@@ -250,6 +250,10 @@ class Config:
 
 def with_backbone(config: Config, kind: str) -> Config:
     """Replace the backbone by one of a different kind, keeping the values of shared settings."""
+    kinds = BACKBONES.kinds()
+    if kind not in kinds and "convnet" in kinds and not suggest(kind, kinds):
+        accepted = f"--backbone must be one of {', '.join(kinds)}, got '{kind}'"
+        raise InputError(f"{accepted}; for a ConvNet of timm, give --backbone convnet --backbone.name NAME")
     chosen = BACKBONES.config_class(kind, "--backbone")
     names = {f.name for f in fields(chosen)} & {f.name for f in fields(config.backbone)}
     return replace(config, backbone=chosen(**{name: getattr(config.backbone, name) for name in names}))

@@ -14,17 +14,17 @@ from typing import NoReturn
 
 from jepa.files import printable
 
-__all__ = ["InputError", "Interrupted", "exit_with", "require", "stop_signals", "suggest"]
+__all__ = ["InputError", "Interrupted", "closest", "exit_with", "require", "stop_signals", "suggest"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which users, terminals, containers and job schedulers ask a program to stop."""
 
+MIN_SIMILARITY = 0.6  # of words, as measured by difflib; 'resnet' and 'energy' have 0.5
+MAX_COMPARED = 200  # characters; the time of a comparison is quadratic
+
 
 class InputError(Exception):
-    """Invalid user input. The message is one sentence: what was given, what is accepted, how to fix it.
-
-    It is not a `ValueError`, which tyro would print in a box of its own.
-    """
+    """Invalid user input. The message is one sentence: what was given, what is accepted, how to fix it."""
 
 
 class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
@@ -66,10 +66,16 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def closest(word: str, known: Iterable[str]) -> str | None:
+    """Return the most similar known word, or None if none is similar."""
+    near = difflib.get_close_matches(word[:MAX_COMPARED], list(known), n=1, cutoff=MIN_SIMILARITY)
+    return near[0] if near else None
+
+
 def suggest(word: str, known: Iterable[str]) -> str:
     """Return `; did you mean '…'?` with the most similar known word, or an empty string if none is similar."""
-    near = difflib.get_close_matches(word, list(known), n=1, cutoff=0.5)
-    return f"; did you mean '{near[0]}'?" if near else ""
+    near = closest(word, known)
+    return f"; did you mean '{near}'?" if near else ""
 
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
@@ -78,7 +84,7 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
         with stopped_by_signals():
             code = command()
     except InputError as error:
-        print(printable(f"jepa: {error}", keep="\n"), file=sys.stderr)
+        print(printable(f"jepa: {error}"), file=sys.stderr)
         code = 2
     except Interrupted as stop:
         print(f"jepa: {stop}", file=sys.stderr)

@@ -14,6 +14,7 @@ from jepa.config.backbones import ConvNetConfig, EnergyConfig, PlainConvNetConfi
 from jepa.config.base import Config, OptimConfig, defined_in
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, suggest
+from jepa.config.hints import shown
 from jepa.config.ijepa import IJepaConfig
 from jepa.config.lejepa import LeJepaConfig
 from jepa.config.mae import MAEConfig
@@ -451,7 +452,7 @@ def recipe(name: str) -> Config:
     Raises `InputError` if there is no such recipe, or if it does not return a config.
     """
     if name not in RECIPES:
-        raise InputError(f"there is no recipe '{name}'{suggest(name, RECIPES)} (recipes: {', '.join(RECIPES)})")
+        raise InputError(f"there is no recipe {shown(name)}{suggest(name, RECIPES)} (recipes: {', '.join(RECIPES)})")
     config = RECIPES[name]()
     if not isinstance(config, Config):
         raise InputError(f"the recipe '{name}' must return a Config, got {type(config).__name__}")

@@ -37,7 +37,7 @@ MAX_THREADS = 16  # maximum number of decoding threads
 def progress(chunks: Sequence[Tensor], description: str) -> Iterator[Tensor]:
     """Yield chunks of indices, and show a progress bar if this takes more than two seconds."""
     total = sum(len(chunk) for chunk in chunks)
-    with tqdm(desc=printable(description), total=total, unit=" images", delay=2, leave=False) as bar:
+    with tqdm(desc=printable(description), total=total, unit=" images", delay=2, leave=False, disable=None) as bar:
         for chunk in chunks:
             yield chunk
             bar.update(len(chunk))

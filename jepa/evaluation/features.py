@@ -206,7 +206,8 @@ def encode(
     decoded = read_ahead(dataset, indices.split(BATCH_SIZE), workers)
     total = -(-len(indices) // BATCH_SIZE)
     count = 0
-    for batch in tqdm(decoded, desc=label, total=total, unit="batch", delay=3, leave=False, disable=label is None):
+    disable = True if label is None else None  # None shows it in a terminal only
+    for batch in tqdm(decoded, desc=label, total=total, unit="batch", delay=3, leave=False, disable=disable):
         if not batch.readable.any():
             continue
         images = resize(batch.pixels[batch.readable].to(encoder.device), encoder.size)

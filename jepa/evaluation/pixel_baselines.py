@@ -64,7 +64,8 @@ class PatchDictionary:
         features = torch.empty(len(indices), 4 * len(self.centroids))
         batches, count = small_images(dataset, indices), 0
         total = -(-len(indices) // BATCH_SIZE)
-        for batch_indices, images in tqdm(batches, desc="k-means of patches", total=total, delay=3, leave=False):
+        progress = tqdm(batches, desc="k-means of patches", total=total, delay=3, leave=False, disable=None)
+        for batch_indices, images in progress:
             used.append(batch_indices)
             for chunk in images.split(ENCODE_BATCH_SIZE):
                 features[count : count + len(chunk)] = self.encode(chunk)

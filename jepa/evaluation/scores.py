@@ -67,7 +67,7 @@ def score(name: str, train: Features, test: Features) -> dict[str, Any]:
     scores: dict[str, Any] = {}
     if has_classes(train.labels, test.labels):
         scores = _label_scores(name, labeled(train), labeled(test))
-    with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False):
+    with tqdm(total=1, desc=f"{name}: correlation dimension", delay=3, leave=False, disable=None):
         dimension = correlation_dimension(test.x[evenly_spaced(len(test.x), MAX_DIMENSION_POINTS)])
     if dimension:
         scores |= {"dimension": dimension.value, "dimension_error": dimension.error}
@@ -77,7 +77,7 @@ def score(name: str, train: Features, test: Features) -> dict[str, Any]:
 def _label_scores(name: str, train: Features, test: Features) -> dict[str, Any]:
     """Return the scores that need labels, and their errors."""
     scores: dict[str, Any] = {}
-    with tqdm(total=5, unit="score", delay=3, leave=False) as bar:
+    with tqdm(total=5, unit="score", delay=3, leave=False, disable=None) as bar:
 
         def begin(stage: str) -> None:
             bar.set_description(f"{name}: {stage}", refresh=False)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import io
 import json
-import math
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -21,11 +20,10 @@ from jepa.files import printable
 from jepa.report.figures import draw, save
 from jepa.report.plot_attention import animate_attention
 from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
+from jepa.report.verdict import verdict
 
 __all__ = ["verdict", "write_report"]
 
-MAX_UNTRAINED_SCORE = 95.0  # accuracy in percent above which the untrained encoder leaves too little room to improve
-MIN_STANDARD_ERRORS = 2  # smaller gains over the untrained encoder may be due to chance
 STYLE = """
 :root { color: #222; background: #fff; font: 16px/1.5 system-ui, sans-serif }
 body { max-width: 48rem; margin: 2rem auto; padding: 0 1rem }
@@ -103,7 +101,7 @@ ANIMATION_CAPTION = (
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
     sections = [heading(run, result), score_section(result)]
-    for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3):
+    for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3, disable=None):
         title, caption = SECTIONS[name]
         try:
             body = html_image(png(draw(name, run)), title, caption)
@@ -124,47 +122,6 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     path = run.output.path / "report.html"
     run.output.write_text(path.name, printable(text, keep="\n"))
     return path
-
-
-def verdict(result: dict[str, Any]) -> str:
-    """Return a verdict on whether training improved the features.
-
-    It is based on accuracies relative to the untrained encoder; differences of at least two standard errors count.
-    """
-    trained, untrained, pixels = result["trained"], result["untrained"], result.get("pixels", {})
-    accuracies = {title: key for title, key in (("kNN", "knn"), ("linear probe", "linear")) if key in trained}
-    if not accuracies:
-        return (
-            "Without labels, this evaluation cannot show whether the encoder learned useful features. The "
-            f"effective rank (RankMe) is {trained['rankme']:.1f}, compared with {untrained['rankme']:.1f} for the "
-            "untrained encoder."
-        )
-    if all(untrained[key] > MAX_UNTRAINED_SCORE for key in accuracies.values()):
-        return (
-            f"The untrained encoder already scores above {MAX_UNTRAINED_SCORE:.0f}%, so these classes cannot show "
-            "whether training improved the features."
-        )
-    caution = ""
-    better = [title for title, key in accuracies.items() if pixels.get(key, 0) > trained[key]]
-    if better:
-        caution = f" Raw pixels score higher than the trained encoder ({' and '.join(better)})."
-    # differences of the scores as they are shown, and their standard errors
-    gains = {title: round(trained[key], 1) - round(untrained[key], 1) + 0.0 for title, key in accuracies.items()}
-    errors = {
-        title: math.hypot(trained[f"{key}_error"], untrained[f"{key}_error"]) for title, key in accuracies.items()
-    }
-    comparison = " and ".join(f"{title} {gain:+.1f} ± {errors[title]:.1f} points" for title, gain in gains.items())
-    clear = [title for title, gain in gains.items() if gain >= MIN_STANDARD_ERRORS * errors[title]]
-    worse = [title for title, gain in gains.items() if gain <= -MIN_STANDARD_ERRORS * errors[title]]
-    if len(clear) == len(gains):
-        summary = "Training improved the features"
-    elif clear:
-        summary = f"Training improved the features only in {clear[0]} accuracy"
-    elif worse:
-        summary = "Training made the features worse"
-    else:
-        summary = "Training did not clearly improve the features"
-    return f"{summary}: {comparison}, compared with the untrained encoder.{caution}"
 
 
 def heading(run: EvaluationRun, result: dict[str, Any]) -> str:

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from jepa.files import printable
+from jepa.report.verdict import verdict
 
 __all__ = [
     "COLUMN_TITLES",
@@ -19,6 +24,7 @@ __all__ = [
     "text_table",
 ]
 
+WIDTH = 80  # of the text, in characters
 ROW_TITLES = {
     "untrained": "untrained encoder",
     "pixels": "raw pixels",
@@ -35,6 +41,18 @@ COLUMN_TITLES = {
     "rankme": "RankMe",
     "dimension": "dimension",
 }
+SHORT_TITLES = {"pca": "PCA", "linear_10pc": "10%", "linear_1pc": "1%", "dimension": "dim."}
+"""Titles of rows and columns in text, where they differ from the name of the row or from COLUMN_TITLES."""
+MEANINGS = {
+    "linear_last4": "linear probe on the last four layers",
+    "linear_10pc": "linear probe with 10% of the labels",
+    "linear_1pc": "linear probe with 1% of the labels",
+    "rankme": "effective rank of the features",
+    "dimension": "correlation dimension of the features",
+}
+LEAST_IMPORTANT = ("linear_last4", "dimension", "rankme", "linear_10pc", "linear_1pc", "linear")
+"""Columns that are left out, in this order, of a table that would be too wide."""
+MAX_ROW_TITLE = 10  # characters; 'supervised' has as many
 RETRIEVAL_TITLES = {
     "same image": "same image, correct saccade",
     "shuffled": "same image, wrong saccade",
@@ -45,37 +63,44 @@ ERROR_TITLES = {
     "shuffled": "error with a wrong saccade",
     "no change": "error of predicting no change",
 }
+MAX_ENERGY_ROWS = 16
 HARDER_RECIPES = {"saccade-demo": "saccade-cifar10", "energy-demo": "energy-cifar10"}  # counterparts of demos
+SPACE = "\x1f"  # stands for one at which lines are not broken
 
 
 def as_text(result: dict[str, Any], path: str | Path) -> str:
-    """Return the contents of evaluation.json of the run folder `path` as text."""
+    """Return the contents of evaluation.json of the run folder `path` as text of at most 80 columns.
+
+    Only paths and commands may be longer.
+    """
     data = result["data"]
-    lines = [
-        f"{data['source']}: fitted on {data['train']:,} images, scored on {data['test']:,} images ({data['split']}); "
-        "scores in percent",
-        "",
+    blocks = [
+        wrap(
+            f"{unbroken(data['source'])}: fitted on {data['train']:,} images, scored on {data['test']:,} images "
+            f"({data['split']}); scores in percent"
+        ),
         score_table(result),
-        "",
-        f"±: {result['protocol']['±']}.",
-        "",
+        wrap(f"±: {result['protocol']['±']}."),
     ]
     if energy := result.get("energy"):
-        lines += [
+        about = wrap(
             f"Energy before the first step and after each step, averaged over {energy['images']} images; it "
-            f"decreases at every step for {energy['falling']:g}% of them:",
-            energy_trace_table(energy),
-            "",
-        ]
+            f"decreases at every step for {energy['falling']:g}% of them:"
+        )
+        blocks.append(f"{about}\n{energy_trace_table(energy)}")
     if retrieval := result.get("saccades"):
-        lines += [
+        about = wrap(
             f"Retrieval of the view after a saccade among {retrieval['fixations']} views, for "
-            f"{retrieval['images']} images:",
-            saccade_retrieval_table(retrieval),
-            "",
-        ]
-    if "left_out" in result:
-        lines.append(f"Omitted: {result['left_out']}.")
+            f"{retrieval['images']} images:"
+        )
+        blocks.append(f"{about}\n{saccade_retrieval_table(retrieval)}")
+    return "\n\n".join([*blocks, _notes(result, path), _conclusion(result)])
+
+
+def _notes(result: dict[str, Any], path: str | Path) -> str:
+    """Return what was left out, and where and how long the run was trained and evaluated."""
+    lines = [f"Warning: {result['warning']}."] if "warning" in result else []
+    lines += [f"Omitted: {result['left_out']}."] if "left_out" in result else []
     lines += [f"Note: {note}." for note in result.get("notes", ())]
     if unreadable := result.get("unreadable"):
         lines.append(
@@ -84,14 +109,32 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
         )
     lines.append(
         f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
-        f"{result['evaluation_seconds']:.0f} s. All files are in {path}."
+        f"{result['evaluation_seconds']:.0f} s. All files are in {unbroken(path)}."
     )
-    if data["source"] == "sample":
-        lines.append(
-            "Raw pixels are a strong baseline for these small, centered images; CIFAR-10 is a better test:\n"
-            f"    jepa train {HARDER_RECIPES.get(result['name'], 'ijepa-cifar10')}"
-        )
+    return "\n".join(map(wrap, lines))
+
+
+def _conclusion(result: dict[str, Any]) -> str:
+    """Return the verdict and, for the sample, why raw pixels are strong."""
+    lines = [wrap(verdict(result))]
+    if result["data"]["source"] == "sample":
+        lines += [
+            wrap("Raw pixels are a strong baseline for these small, centered images; CIFAR-10 is a better test:"),
+            f"    jepa train {HARDER_RECIPES.get(result['name'], 'ijepa-cifar10')}",
+        ]
     return "\n".join(lines)
+
+
+def wrap(text: str) -> str:
+    """Break text into lines of at most 80 characters at spaces, but not at those of `unbroken` names."""
+    text = printable(text, keep=SPACE)
+    lines = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
+    return "\n".join(lines).replace(SPACE, " ")
+
+
+def unbroken(name: str | Path) -> str:
+    """Return a name or a path in which `wrap` does not break lines."""
+    return str(name).replace(" ", SPACE)
 
 
 def row_titles(encoders: Sequence[str]) -> dict[str, str]:
@@ -109,14 +152,48 @@ def scored_rows(result: dict[str, Any]) -> dict[str, str]:
 
 
 def score_table(result: dict[str, Any]) -> str:
-    """Return the scores of `jepa.evaluation.scores.score_encoders` as text."""
+    """Return the scores of `jepa.evaluation.scores.score_encoders` as text: a table, and what its titles mean.
+
+    Columns that do not fit in 80 characters are left out; the text says which.
+    """
     titles = scored_rows(result)
     keys = [key for key in COLUMN_TITLES if any(key in result[name] for name in titles)]
-    rows = [["", *(COLUMN_TITLES[key] for key in keys)]]
-    for name, title in titles.items():
+    left_out: list[str] = []
+    table = _fitting_table(result, titles, keys)
+    for key in LEAST_IMPORTANT:
+        if table is None and key in keys:
+            keys.remove(key)
+            left_out.append(_title(key))
+            table = _fitting_table(result, titles, keys)
+    assert table is not None
+    rows = {name: title for name, title in titles.items() if title not in (name, ROW_TITLES["untrained"])}
+    lines = [_legend(rows), _legend({key: MEANINGS[key] for key in keys if key in MEANINGS})]
+    if left_out:
+        lines.append(wrap(f"Left out to fit: {', '.join(map(unbroken, left_out))} (see report.html)."))
+    return "\n".join([table, "", *filter(None, lines)]).rstrip()
+
+
+def _legend(meanings: dict[str, str]) -> str:
+    """Return a sentence with the meaning of each short title."""
+    return wrap("; ".join(unbroken(f"{_title(name)} = {meaning}") for name, meaning in meanings.items()))
+
+
+def _title(name: str) -> str:
+    """Return the short title of a row or a column."""
+    return SHORT_TITLES.get(name, COLUMN_TITLES.get(name, name))[:MAX_ROW_TITLE]
+
+
+def _fitting_table(result: dict[str, Any], titles: dict[str, str], keys: list[str]) -> str | None:
+    """Return the table of these columns, or None if it is too wide."""
+    rows = [["", *map(_title, keys)]]
+    for name in titles:
         scores = result[name]
-        rows.append([title, *(format_score(scores.get(key), scores.get(f"{key}_error")) for key in keys)])
-    return text_table(rows)
+        rows.append([_title(name), *(format_score(scores.get(key), scores.get(f"{key}_error")) for key in keys)])
+    for gap in (2, 1):
+        table = text_table(rows, gap)
+        if len(table.partition("\n")[0]) <= WIDTH:
+            return table
+    return None
 
 
 def format_score(value: float | None, error: float | None = None) -> str:
@@ -127,9 +204,12 @@ def format_score(value: float | None, error: float | None = None) -> str:
 
 
 def energy_trace_table(trace: dict[str, Any]) -> str:
-    """Return the energies of `jepa.evaluation.energy.energy_trace` as text, one column per step."""
-    rows = [["step", *(str(step) for step in range(len(trace["total"])))]]
-    rows += [[name, *(f"{energy:,.0f}" for energy in trace[name])] for name in ("total", "attention", "hopfield")]
+    """Return the energies of `jepa.evaluation.energy.energy_trace` as text, one row per step; some of many steps."""
+    names, last = ("total", "attention", "hopfield"), len(trace["total"]) - 1
+    count = min(last, MAX_ENERGY_ROWS - 1)
+    steps = [round(index * last / max(count, 1)) for index in range(count + 1)]
+    rows = [["step", *names]]
+    rows += [[str(step), *(_compact(trace[name][step], 0, 1e12) for name in names)] for step in steps]
     return text_table(rows)
 
 
@@ -142,15 +222,23 @@ def saccade_retrieval_table(retrieval: dict[str, Any]) -> str:
     scores += [[title, f"{row['top1']:.1f}", f"{row['mrr']:.2f}"] for title, row in [*ranks, ("chance", chance)]]
     errors = [["saccade length, in view sides", *(f"{length:.2f}" for length in retrieval["lengths"])]]
     errors += [
-        [title, *(f"{error:.2f}" for error in retrieval["errors"][name])] for name, title in ERROR_TITLES.items()
+        [title, *(_compact(error, 2, 1e4) for error in retrieval["errors"][name])]
+        for name, title in ERROR_TITLES.items()
     ]
     return f"{text_table(scores)}\n\n{text_table(errors)}"
 
 
-def text_table(rows: Sequence[Sequence[str]]) -> str:
-    """Align rows of equal length in columns, the first to the left and the rest to the right."""
+def _compact(number: float, decimals: int, limit: float) -> str:
+    """Return a number with commas and decimals, or in scientific notation from `limit` on."""
+    return f"{number:,.{decimals}f}" if abs(number) < limit or not math.isfinite(number) else f"{number:.1e}"
+
+
+def text_table(rows: Sequence[Sequence[str]], gap: int = 2) -> str:
+    """Align rows of equal length in columns `gap` spaces apart, the first to the left and the rest to the right."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
-        "  ".join([first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))])
+        (" " * gap).join(
+            [first.ljust(widths[0]), *(cell.rjust(width) for cell, width in zip(cells, widths[1:], strict=True))]
+        )
         for first, *cells in rows
     )

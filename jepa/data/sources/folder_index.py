@@ -80,7 +80,7 @@ def walk_folder(root: Path) -> tuple[FolderIndex, Folders]:
     """List all folders below `root`; the splits of the returned index are not known yet."""
     index = FolderIndex(INDEX_VERSION, created=time.time_ns())
     listings: dict[str, FolderListing] = {}
-    with tqdm(desc=f"listing {root}", unit=" images", delay=1, leave=False) as bar:
+    with tqdm(desc=f"listing {root}", unit=" images", delay=1, leave=False, disable=None) as bar:
         for listing in walk(root):
             listings[listing.path] = listing
             bar.update(len(listing.images))

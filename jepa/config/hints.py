@@ -1,0 +1,50 @@
+"""Descriptions of the types of settings, and of values of any type, for messages to the user."""
+
+from __future__ import annotations
+
+import json
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+__all__ = ["alternatives", "describe", "shown"]
+
+NAMES: dict[Any, tuple[str, str]] = {
+    int: ("an integer", "integers"),
+    float: ("a number", "numbers"),
+    str: ("text", "texts"),
+    bool: ("true or false", "values true or false"),
+    Path: ("a path", "paths"),
+    type(None): ("none", "none"),
+}
+"""One value of a type, and several."""
+MAX_SHOWN = 60  # characters of a value in a message
+
+
+def alternatives(hint: Any) -> list[Any]:
+    """Return the types of a union, None first, or the type itself."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return sorted(typing.get_args(hint), key=lambda member: member is not type(None))
+    return [hint]
+
+
+def describe(hint: Any) -> str:
+    """Describe the accepted values of a type: `an integer, 2 integers or none`."""
+    members = alternatives(hint)
+    if len(members) > 1:
+        *others, last = [describe(member) for member in sorted(members, key=lambda member: member is type(None))]
+        return f"{', '.join(others)} or {last}"
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, arguments))}" if len(arguments) > 1 else str(arguments[0])
+    if typing.get_origin(hint) is tuple:
+        several = NAMES.get(arguments[0], ("", "values"))[1]
+        return several if arguments[-1] is Ellipsis else f"{len(arguments)} {several}"
+    return NAMES.get(hint, ("an object of settings", ""))[0]
+
+
+def shown(value: Any) -> str:
+    """Return a value as it is written in JSON, with text in single quotes and shortened if it is long."""
+    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr, skipkeys=True)
+    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
