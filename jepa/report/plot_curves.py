@@ -10,8 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa.config import InputError
-from jepa.evaluate import EvaluationRun
 from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, INK, new_figure, reference_line
+from jepa.runs import Run
 
 __all__ = ["curves"]
 
@@ -20,18 +20,20 @@ NOT_LOSSES = {"step", "lr", "images_per_s", "data_wait", "feature_std", "padding
 SMOOTHING = 50  # divisor of the moving average: window = run / 50
 
 
-def curves(run: EvaluationRun) -> Figure:
+def curves(run: Run) -> Figure:
     """Draw the losses, the online kNN accuracy (without labels, the feature standard deviation) and RankMe by step.
+
+    Only the metrics are read: the run needs neither a checkpoint nor its images.
 
     Raises `InputError` if the run has no logged losses.
     """
-    records = run.folder.metrics()
+    records = run.metrics()
     losses = [record for record in records if "loss" in record]
     online = [record for record in records if "rankme" in record]
     if not losses:
         raise InputError(
-            f"{run.folder.path} has no logged losses because it ended before step {run.config.log_every}; continue "
-            "training with --resume"
+            f"{run.path} has no logged losses because it ended before its first record of them; continue training "
+            "with --resume"
         )
     quality = "knn" if any("knn" in record for record in online) else "feature_std"
     panels = {quality: online, "rankme": online} if online else {"feature_std": losses}
