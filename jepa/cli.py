@@ -147,7 +147,7 @@ def compare(arguments: list[str]) -> int:
 
     def command(
         runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")],
-        figure: Path = Path("compare.png"),
+        figure: Path | None = None,
     ) -> int:
         """Print and draw the scores of runs that 'jepa evaluate' has evaluated.
 
@@ -155,11 +155,12 @@ def compare(arguments: list[str]) -> int:
 
         Args:
             runs: The run folders.
-            figure: File to write the figure to: .png, .pdf or .svg.
+            figure: File to write the figure to: .png, .pdf or .svg. An existing file is replaced. By default,
+                runs/compare.png or the next free name: runs/compare-2.png.
         """
         from jepa.report.compare import compare as compare_runs
 
-        show(f"{compare_runs(runs, figure)}\n\nfigure: {figure}")
+        show(compare_runs(runs, figure))
         return 0
 
     return _call(command, compare, arguments)

@@ -23,11 +23,12 @@ from jepa.evaluate import EvaluationRun, evaluate_run
 from jepa.evaluation.features import Features
 from jepa.evaluation.projection import project
 from jepa.report.compare import comparison_table, gather
-from jepa.report.figures import FIGURES, draw
+from jepa.report.figures import FIGURES, draw, draw_metrics
 from jepa.report.html import verdict, write_report
 from jepa.report.plot_attention import animate_attention
+from jepa.runs import Run
 from jepa.train import train
-from tests.conftest import override, toy_images, write_parquet
+from tests.conftest import override, tiny_config, toy_images, write_parquet
 
 SACCADE = SaccadeConfig(hidden=16, fixations=FixationConfig(view_fraction=0.6, shift=0.4, rotation=10))
 KINDS = {
@@ -67,8 +68,8 @@ def test_every_figure_is_drawn_or_does_not_apply_and_the_report_has_them_all(kin
                 draw(name, run)
     result = evaluate_run(run)
     page = write_report(run, result).read_text()
-    pictures = re.findall(r'src="data:image/png;base64,([^"]+)"', page)
-    assert len(pictures) == len(EXPECTED[kind]) + ("attention" in EXPECTED[kind])  # the animation
+    assert page.count("<figure>") == len(EXPECTED[kind]) + ("attention" in EXPECTED[kind])  # the animation
+    assert page.count("data:image/webp") == ("attention" in EXPECTED[kind])
     assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
     assert verdict(result) in page
     assert ("has no attention to draw" in page) == (kind == "saccade")
@@ -113,6 +114,25 @@ def test_plot_writes_the_figures_that_apply(tiny, tmp_path, capsys):
             main(["plot", str(run), *arguments])
         assert stop.value.code == 2
         assert message in capsys.readouterr().err
+
+
+def test_curves_need_only_the_metrics(tmp_path, capsys):
+    """The images are gone, and there is no checkpoint yet."""
+    run = Run.create(tmp_path / "run", tiny_config(str(tmp_path / "gone")))
+    with pytest.raises(InputError, match="has no logged losses"):
+        draw_metrics("curves", run)
+    for step in range(3):
+        run.log({"step": step, "loss": 1 / (step + 1), "feature_std": 1.0})
+    with pytest.raises(SystemExit) as stop:
+        main(["plot", str(run.path), "curves"])
+    assert stop.value.code == 0
+    assert (run.path / "figures" / "curves.png").is_file()
+    with pytest.raises(SystemExit) as stop:
+        main(["plot", str(run.path)])
+    assert stop.value.code == 2
+    shown = capsys.readouterr()
+    assert shown.out.count("curves.png") == 2
+    assert "has no checkpoint" in shown.err
 
 
 def test_a_run_without_labels_has_a_report(tiny, tmp_path):
@@ -182,7 +202,10 @@ def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
     assert stop.value.code == 0
     out = capsys.readouterr().out
     groups = gather([tmp_path / name for name in "abc"])
-    assert [group.name for group in groups] == ["tiny (steps 6)", "tiny (steps 3)"]
+    assert [(group.alias, group.name, group.differing) for group in groups] == [
+        ("A", "tiny", {"steps": 6}),
+        ("B", "tiny", {"steps": 3}),
+    ]
     assert len(gather([tmp_path / "a", tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
     assert comparison_table(groups) in out
     values = [result["trained"]["knn"] for result in groups[0].results]

@@ -90,7 +90,7 @@ def test_names_are_printed_and_drawn_in_a_run(named, tmp_path, capfd, monkeypatc
     for kind in ("png", "svg", "pdf"):
         draw("umap", opened).savefig(io.BytesIO(), format=kind)
     (legend,) = draw("umap", opened).legends
-    assert [text.get_text() for text in legend.get_texts()][:2] == [r"\$\frac{x}\$", "100% <b>&amp;<i> …"]
+    assert [text.get_text() for text in legend.get_texts()][:2] == [r"\$\frac{x}\$", "100% <b>&amp;<i> {0}"]
     compare([run.path], tmp_path / "comparison.png")
 
 

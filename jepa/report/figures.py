@@ -1,4 +1,4 @@
-"""Figures of a run, drawn by `jepa plot`. To add one, write a function of an `EvaluationRun` and register it here."""
+"""Figures of a run, drawn by `jepa plot`. To add one, write a function that returns a figure and register it here."""
 
 from __future__ import annotations
 
@@ -18,18 +18,20 @@ from jepa.report.plot_features import dimension, spectrum, umap
 from jepa.report.plot_masks import masks
 from jepa.report.plot_saccades import saccades
 from jepa.report.style import STYLE
+from jepa.runs import Run
 
-__all__ = ["FIGURES", "check_figure_path", "draw", "draw_into", "save"]
+__all__ = ["FIGURES", "check_figure_path", "draw", "draw_into", "draw_metrics", "save"]
 
-FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {
+METRICS_FIGURES: dict[str, Callable[[Run], Figure]] = {"curves": curves}  # of metrics.jsonl alone
+CHECKPOINT_FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {  # of a checkpoint and images
     "masks": masks,
-    "curves": curves,
     "attention": attention,
     "dimension": dimension,
     "umap": umap,
     "spectrum": spectrum,
     "saccades": saccades,
 }
+FIGURES = (*METRICS_FIGURES, *CHECKPOINT_FIGURES)
 
 
 def draw(name: str, run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figure:
@@ -37,8 +39,16 @@ def draw(name: str, run: EvaluationRun, patch: tuple[int, int] | None = None) ->
 
     Raises `InputError` if the figure does not apply to the run, or if the patch is outside the grid.
     """
+    if name in METRICS_FIGURES:
+        return draw_metrics(name, run.folder)
     with matplotlib.rc_context(STYLE):
-        return attention(run, patch) if name == "attention" else FIGURES[name](run)
+        return attention(run, patch) if name == "attention" else CHECKPOINT_FIGURES[name](run)
+
+
+def draw_metrics(name: str, folder: Run) -> Figure:
+    """Draw a figure of the metrics of a run, which needs neither a checkpoint nor the images."""
+    with matplotlib.rc_context(STYLE):
+        return METRICS_FIGURES[name](folder)
 
 
 def save(figure: Figure, target: Path | io.BytesIO) -> None:
@@ -70,11 +80,14 @@ def draw_into(
         require(name is not None, f"--out requires the name of one figure: {', '.join(FIGURES)}")
         check_figure_path(out)
     require(patch is None or name == "attention", "--patch applies to the figure 'attention' only")
-    run = EvaluationRun.open(path, source)
-    for figure_name in [name] if name else FIGURES:
-        target = out or run.folder.path / "figures" / f"{figure_name}.png"
+    folder, names = Run.open(path), [name] if name else FIGURES
+    run: EvaluationRun | None = None
+    for figure_name in names:
+        if figure_name in CHECKPOINT_FIGURES and run is None:
+            run = EvaluationRun.open(path, source)
+        target = out or folder.path / "figures" / f"{figure_name}.png"
         try:
-            figure = draw(figure_name, run, patch)
+            figure = draw(figure_name, run, patch) if run else draw_metrics(figure_name, folder)
         except InputError:
             if name:
                 raise

@@ -5,38 +5,44 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa.config import InputError
-from jepa.evaluate import EvaluationRun
-from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, INK, new_figure, reference_line
+from jepa.report.names import shorten_names
+from jepa.report.style import ENCODER_COLORS, INK, literal, new_figure, reference_line, series_style
+from jepa.runs import Run
 
 __all__ = ["curves"]
 
 TITLES = {"knn": "online kNN, %", "feature_std": "feature std", "rankme": "RankMe"}
 NOT_LOSSES = {"step", "lr", "images_per_s", "data_wait", "feature_std", "padding", "knn", "rankme", "loss"}
+MAX_TERM_NAME = 22  # maximum length of the name of a term in the legend
+MAX_FINE_RANGE = 200  # ratio of the ends of a logarithmic axis up to which 2 and 5 are labeled, besides 1
 SMOOTHING = 50  # divisor of the moving average: window = run / 50
 
 
-def curves(run: EvaluationRun) -> Figure:
+def curves(run: Run) -> Figure:
     """Draw the losses, the online kNN accuracy (without labels, the feature standard deviation) and RankMe by step.
+
+    Only the metrics are read: the run needs neither a checkpoint nor its images.
 
     Raises `InputError` if the run has no logged losses.
     """
-    records = run.folder.metrics()
+    records = run.metrics()
     losses = [record for record in records if "loss" in record]
     online = [record for record in records if "rankme" in record]
     if not losses:
         raise InputError(
-            f"{run.folder.path} has no logged losses because it ended before step {run.config.log_every}; continue "
-            "training with --resume"
+            f"{run.path} has no logged losses because it ended before its first record of them; continue training "
+            "with --resume"
         )
     quality = "knn" if any("knn" in record for record in online) else "feature_std"
     panels = {quality: online, "rankme": online} if online else {"feature_std": losses}
     panels = {key: part for key, part in panels.items() if any(key in record for record in part)}
-    figure = new_figure(2.9)
+    figure = new_figure(2.5 + 0.16 * -(-len(loss_names(losses)) // 2))
     ratios = (1.3, *(1 for _ in panels))
     loss_axes, *other_axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     draw_losses(loss_axes, losses)
@@ -45,22 +51,25 @@ def curves(run: EvaluationRun) -> Figure:
     return figure
 
 
+def loss_names(records: list[dict[str, Any]]) -> list[str]:
+    """Return the names of the loss and of its terms."""
+    return ["loss", *sorted({name for record in records for name in record} - NOT_LOSSES)]
+
+
 def draw_losses(axes: Axes, records: list[dict[str, Any]]) -> None:
     """Draw the loss and each of its terms on a logarithmic scale, as moving averages."""
     window = max(1, len(records) // SMOOTHING)
     steps = [record["step"] for record in records]
-    names = ["loss", *sorted({name for record in records for name in record} - NOT_LOSSES)]
-    for name, color in zip(names, (INK, *CLASS_COLORS), strict=False):
-        axes.plot(
-            steps,
-            moving_average([record.get(name, math.nan) for record in records], window),
-            color=color,
-            linewidth=2 if name == "loss" else 1.2,
-            label=name,
-            marker="o" if len(steps) < 10 else None,
-        )
+    names = loss_names(records)
+    for i, (name, label) in enumerate(zip(names, shorten_names(names, MAX_TERM_NAME), strict=True)):
+        style = series_style(i - 1) if i else {"color": INK, "marker": "o"}
+        if len(steps) >= 10:
+            style["marker"] = ""
+        values = moving_average([record.get(name, math.nan) for record in records], window)
+        axes.plot(steps, values, label=literal(label), linewidth=1.2 if i else 2, **style)
     axes.set(yscale="log", xlabel="step", title="loss and its unweighted terms")
-    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    low, high = axes.get_ylim()
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if high < MAX_FINE_RANGE * low else (1,)))
     axes.yaxis.set_major_formatter("{x:g}")
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.legend(ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22), columnspacing=1)
@@ -73,9 +82,13 @@ def moving_average(values: list[float], window: int) -> list[float]:
 
 
 def draw_series(axes: Axes, records: list[dict[str, Any]], key: str) -> None:
-    """Draw one metric by step, with its value before training as a horizontal line."""
-    points = [(record["step"], record[key]) for record in records if key in record]
-    axes.plot(*zip(*points, strict=True), color=ENCODER_COLORS["trained"], marker="o" if len(points) < 30 else None)
+    """Draw one metric by step with its standard error, if any, and its value before training as a horizontal line."""
+    points = [(record["step"], record[key], record.get(f"{key}_error", 0)) for record in records if key in record]
+    steps, values, errors = (np.array(column) for column in zip(*points, strict=True))
+    color = ENCODER_COLORS["trained"]
+    axes.plot(steps, values, color=color, marker="o" if len(points) < 30 else None)
+    if errors.any():
+        axes.fill_between(steps, values - errors, values + errors, color=color, alpha=0.2, linewidth=0)
     if points[0][0] == 0:
         reference_line(axes, points[0][1], "untrained")
     axes.set(title=TITLES[key], xlabel="step")

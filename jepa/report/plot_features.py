@@ -16,12 +16,13 @@ from jepa.evaluation.collapse import spectrum as spectrum_of
 from jepa.evaluation.correlation_dimension import Dimension, correlation_dimension
 from jepa.evaluation.projection import Projection, project
 from jepa.evaluation.scores import MAX_DIMENSION_POINTS
+from jepa.report.names import shorten_names
 from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, PALE, SKY, literal, new_figure, reference_line
 from jepa.report.text import row_titles
 
 __all__ = ["dimension", "spectrum", "umap"]
 
-MAX_CLASS_NAME = 18  # maximum length of a class name in a legend
+MAX_CLASS_NAME = 20  # maximum length of a class name in a legend
 MAX_SQUARED_RADIUS = 1.3  # limit of the drawn slopes, relative to the largest squared radius of the scaling region
 
 
@@ -56,7 +57,7 @@ def dimension(run: EvaluationRun) -> Figure:
     left.xaxis.set_minor_formatter(NullFormatter())
     right.set(xlabel="(r / largest radius of the scaling region)²", title="local slope, d log C / d log r")
     right.set(xlim=(0, None), ylim=(0, None))
-    figure.legend(loc="outside lower center", ncols=2)
+    right.legend(loc="upper center", bbox_to_anchor=(0.5, -0.17))
     return figure
 
 
@@ -84,7 +85,7 @@ def draw_slopes(axes: Axes, estimate: Dimension, color: str, label: str) -> None
 
 def spectrum(run: EvaluationRun) -> Figure:
     """Draw the explained variance of each principal axis of the features, in decreasing order."""
-    figure = new_figure(3.0)
+    figure = new_figure(3.0, 4.8)
     axes = figure.subplots()
     titles = row_titles(run.encoder_names)
     lowest = 1.0
@@ -109,25 +110,21 @@ def spectrum(run: EvaluationRun) -> Figure:
 
 def umap(run: EvaluationRun) -> Figure:
     """Draw the features of up to 5,000 test images, trained and untrained, by UMAP, or by PCA without umap-learn."""
-    figure = new_figure(4.2)
+    figure = new_figure(3.2)
     titles, classes = row_titles(run.encoder_names), run.test.dataset.classes
     colored: list[int] = []
     for axes, name in zip(figure.subplots(1, 2), ("trained", "untrained"), strict=True):
         projection = project(run.features(name))
         colored = draw_points(axes, projection)
         axes.set_title(f"{projection.method}: {titles[name]}")
-    entries = [(color, shorten(classes[label])) for label, color in zip(colored, CLASS_COLORS, strict=False)]
+    names = shorten_names([classes[label] for label in colored], MAX_CLASS_NAME)
+    entries = [(color, literal(name)) for name, color in zip(names, CLASS_COLORS, strict=False)]
     if len(classes) > len(colored) > 0:
         entries.append((PALE, f"{len(classes) - len(colored)} others"))
     handles = [Line2D([], [], color=color, marker="o", linestyle="", label=label) for color, label in entries]
     if handles:
-        figure.legend(handles=handles, loc="outside lower center", ncols=6, handletextpad=0.1, columnspacing=1.2)
+        figure.legend(handles=handles, loc="outside right center", handletextpad=0.1)
     return figure
-
-
-def shorten(name: str) -> str:
-    """Shorten a class name for a legend, in which it is drawn as it is."""
-    return literal(name if len(name) <= MAX_CLASS_NAME else name[: MAX_CLASS_NAME - 1] + "…")
 
 
 def draw_points(axes: Axes, projection: Projection) -> list[int]:

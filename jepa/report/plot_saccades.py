@@ -49,7 +49,9 @@ def saccades(run: EvaluationRun) -> Figure:
         axes_grid[1, i].set_title(describe_saccade(inputs.saccade, i), fontsize=7.5)
     if has_errors:
         assert retrieval is not None
-        draw_errors(subfigures[1].subplots(), retrieval)
+        error_axes, rank_axes = subfigures[1].subplots(1, 2, width_ratios=(1.4, 1))
+        draw_errors(error_axes, retrieval)
+        draw_ranks(rank_axes, retrieval)
     return figure
 
 
@@ -64,11 +66,21 @@ def draw_errors(axes: Axes, retrieval: dict[str, Any]) -> None:
     """Draw the squared errors against the length of the saccade."""
     for name, (title, color) in ERRORS.items():
         axes.plot(retrieval["lengths"], retrieval["errors"][name], color=color, marker="o", label=title)
+    axes.set(xlabel="saccade length, in view sides", title="squared error / variance", ylim=(0, None))
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3, columnspacing=1, handlelength=1.5)
+
+
+def draw_ranks(axes: Axes, retrieval: dict[str, Any]) -> None:
+    """Draw how often the prediction is closest to the correct view of the same image."""
     count = retrieval["fixations"]
-    correct, wrong = retrieval["same image"]["top1"], retrieval["shuffled"]["top1"]
-    axes.set_title(
-        f"top-1 among {count} views of the same image: correct saccade {correct:.0f}%, wrong saccade {wrong:.0f}%, "
-        f"chance {100 / count:.0f}%"
+    bars = (
+        ("correct saccade", retrieval["same image"]["top1"], ENCODER_COLORS["trained"]),
+        ("wrong saccade", retrieval["shuffled"]["top1"], HIGHLIGHT),
+        ("chance", 100 / count, GRAY),
     )
-    axes.set(xlabel="saccade length, in view sides", ylabel="squared error / variance", ylim=(0, None))
-    axes.legend(loc="center left", bbox_to_anchor=(1.01, 0.5))
+    names, scores, colors = zip(*bars, strict=True)
+    axes.bar_label(axes.barh(names, scores, color=colors, height=0.6), fmt="%.0f", padding=3, fontsize=8)
+    axes.invert_yaxis()
+    axes.margins(x=0.15)
+    axes.tick_params(left=False)
+    axes.set_title(f"top-1 among {count} views, %")

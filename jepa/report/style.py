@@ -7,6 +7,8 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 __all__ = [
@@ -19,9 +21,12 @@ __all__ = [
     "SKY",
     "STYLE",
     "WIDTH",
+    "YELLOW",
     "literal",
     "new_figure",
+    "outline_box",
     "reference_line",
+    "series_style",
     "show_image",
 ]
 
@@ -29,10 +34,12 @@ WIDTH = 7.2  # width in inches; at 150 dpi and displayed 720 pixels wide, 9 pt t
 BLUE, SKY, RED = "#0072B2", "#56B4E9", "#D55E00"  # Okabe & Ito
 INK, GRAY, PALE, HIGHLIGHT = "#222222", "#6A6A6A", "#DDDDDD", RED
 ENCODER_COLORS = {"trained": BLUE, "untrained": GRAY}
+YELLOW = "#F0E442"
 CLASS_COLORS = (  # ten color-blind-safe colors (Petroff 2021, arXiv 2107.02270)
     *("#3f90da", "#ffa90e", "#bd1f01", "#94a4a2", "#832db6"),
     *("#a96b59", "#e76300", "#b9ac70", "#717581", "#92dadd"),
 )
+LINES, MARKERS = ("-", "--", ":", "-."), ("o", "s", "^", "D")
 STYLE: Any = {
     "figure.dpi": 150,
     "figure.facecolor": "white",
@@ -65,9 +72,15 @@ def literal(text: str) -> str:
     return text.replace("$", r"\$")
 
 
-def new_figure(height: float) -> Figure:
-    """Return an empty figure with constrained layout, `height` inches high."""
-    return Figure(figsize=(WIDTH, height), layout="constrained")
+def new_figure(height: float, width: float = WIDTH) -> Figure:
+    """Return an empty figure with constrained layout; height and width are in inches."""
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def series_style(index: int) -> dict[str, Any]:
+    """Return the color, line style and marker of a series; those of the first forty are all different."""
+    cycle, color = divmod(index, len(CLASS_COLORS))
+    return {"color": CLASS_COLORS[color], "linestyle": LINES[cycle % 4], "marker": MARKERS[cycle % 4]}
 
 
 def show_image(axes: Axes, pixels: Tensor) -> None:
@@ -75,6 +88,13 @@ def show_image(axes: Axes, pixels: Tensor) -> None:
     array = pixels.permute(1, 2, 0).numpy()
     axes.imshow(np.repeat(array, 3, -1) if array.shape[-1] == 1 else array, interpolation="nearest")
     axes.set_axis_off()
+
+
+def outline_box(axes: Axes, corner: tuple[float, float], width: float, height: float) -> None:
+    """Outline a rectangle of an image, visible on any background."""
+    box = Rectangle(corner, width, height, fill=False, edgecolor=YELLOW, linewidth=1.3)
+    box.set_path_effects([withStroke(linewidth=2.6, foreground=INK)])
+    axes.add_patch(box)
 
 
 def reference_line(axes: Axes, y: float, text: str) -> None:

@@ -1,0 +1,105 @@
+"""`jepa compare`: aliases and their legend, the width of the text, and the file of the figure."""
+
+import json
+
+import matplotlib
+import pytest
+from matplotlib.colors import to_hex
+from matplotlib.figure import Figure
+
+from jepa.cli import main
+from jepa.report.compare import compare, draw, free_path, gather
+from jepa.report.style import STYLE
+from jepa.runs import Run
+from tests.conftest import override, tiny_config
+
+SCORES = ("knn", "linear", "linear_last4", "linear_10pc", "linear_1pc", "rankme", "dimension")
+
+
+def evaluated(path, config, value=50.0):
+    """Write a run folder with scores, which took no training."""
+    run = Run.create(path, config)
+    row = dict.fromkeys(SCORES, value)
+    data = {"source": "toy", "train": 80, "test": 40, "split": "train to test"}
+    run.write_json("evaluation.json", {"trained": row, "untrained": row, "data": data, "protocol": {}})
+    for step in (0, 5):
+        run.log({"step": step, "knn": value + step, "rankme": value})
+    return run.path
+
+
+@pytest.fixture
+def blank(monkeypatch):
+    """Draw empty figures, which is fast."""
+    monkeypatch.setattr("jepa.report.compare.draw", lambda groups: Figure())
+
+
+@pytest.fixture
+def twelve(tmp_path):
+    """Return twelve experiments with three seeds each and long names that differ in the middle and in two settings."""
+    paths = []
+    for i in range(12):
+        config = override(
+            tiny_config("toy"), name=f"an-experiment-{i}-with-a-very-long-name-{'ab'[i % 2]}", steps=100 + i
+        )
+        for seed in range(3):
+            seeded = override(config, seed=seed)
+            paths.append(evaluated(tmp_path / "a-long-folder-for-runs" / f"{i}-{seed}", seeded, 40.0 + i + seed))
+    return paths
+
+
+def test_the_text_has_80_columns_and_explains_every_alias(twelve, tmp_path, blank):
+    text = compare(twelve, tmp_path / "figure.png")
+    table, explained = text.split("\n\nA  an-experiment-0-with-a-very-long-name-a")
+    assert max(map(len, table.splitlines())) <= 80
+    for path in twelve:
+        assert str(path) in explained
+    for alias in "BCDEFGHIJKL":
+        assert f"\n{alias} " in table
+        assert f"\n{alias}  an-experiment-" in explained
+    assert "41.0±1.0" in table  # the mean and the standard deviation of 40, 41 and 42
+    assert table.count("RankMe") == 1  # in a table below that of the accuracies
+
+
+def test_settings_that_differ_are_listed_up_to_a_limit(tmp_path, blank):
+    first = tiny_config("toy")
+    second = override(first, steps=9, batch_size=4, log_every=2, optim__lr=0.5, optim__warmup=1, data__holdout=0.3)
+    second = override(second, backbone__patch=8, objective__variance=0.25, objective__covariance=0.25)
+    paths = [evaluated(tmp_path / "a", first), evaluated(tmp_path / "b", second)]
+    text = " ".join(compare(paths, tmp_path / "figure.png").split())
+    assert "B tiny: batch_size 4, log_every 2, steps 9, backbone.patch 8, data.holdout 0.3" in text
+    assert "optim.lr 0.5, and 1 more" in text
+
+
+def test_the_figure_has_room_for_long_names_and_many_colors(twelve):
+    with matplotlib.rc_context(STYLE):
+        figure = draw(gather(twelve))
+    figure.draw_without_rendering()
+    knn, linear, curves = figure.axes
+    assert min(axes.get_window_extent().width for axes in (knn, linear)) > 0.25 * figure.bbox.width
+    assert curves.get_window_extent().width > 0.6 * figure.bbox.width
+    for axes in figure.axes:
+        box = axes.get_tightbbox()
+        assert box.x0 >= 0
+        assert box.x1 <= figure.bbox.width
+        assert box.y1 <= figure.bbox.height
+    labels = [label.get_text() for label in knn.get_yticklabels()]
+    assert len(set(labels)) == 12
+    assert len({(to_hex(line.get_color()), line.get_linestyle()) for line in curves.lines}) == 12
+
+
+def test_an_existing_figure_is_replaced_only_if_it_was_named(tmp_path, blank, monkeypatch, capsys):
+    run = evaluated(tmp_path / "run", tiny_config("toy"))
+    monkeypatch.chdir(tmp_path)
+    for arguments, expected in (
+        ([], "figure: runs/compare.png\n"),
+        ([], "figure: runs/compare-2.png\n"),
+        (["--figure", "runs/compare.png"], "figure: runs/compare.png (replaced the existing file)\n"),
+        (["--figure", "new.png"], "figure: new.png\n"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(["compare", str(run), *arguments])
+        assert stop.value.code == 0
+        assert capsys.readouterr().out.endswith(expected)
+    assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["compare-2.png", "compare.png"]
+    assert free_path(tmp_path / "runs" / "compare.png").name == "compare-3.png"
+    assert json.loads((run / "evaluation.json").read_text())["trained"]["knn"] == 50.0
