@@ -92,7 +92,7 @@ def evaluate(arguments: list[str]) -> int:
         result = evaluate_run(opened, full)
         page = write_report(opened, result)
         text = f"{as_text(result, run)}\n\nReport: {page}"
-        show((run / "evaluation.json").read_text().rstrip() if json else text)
+        show((run / "evaluation.json").read_text(encoding="utf-8").rstrip() if json else text)
         return 0
 
     return _call(command, evaluate, arguments)

@@ -6,8 +6,10 @@ import difflib
 import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from typing import NoReturn
 
+from jepa.config.terminal import prepare_streams
 from jepa.files import printable
 
 __all__ = ["InputError", "Interrupted", "closest", "exit_with", "require", "suggest"]
@@ -48,21 +50,40 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with the code that it returns; user errors are printed as one sentence, with code 2."""
+    prepare_streams()
+    try:
+        code = _exit_code(command)
+    except BrokenPipeError:  # `jepa recipes | head -1`
+        code = 0
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # the pipe is closed, or the disk is full; Python would report it again when it exits
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _exit_code(command: Callable[[], int]) -> int:
+    """Return the exit code of a command, and print its error."""
     try:
         code = command()
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
     except InputError as error:
         print(printable(f"jepa: {error}"), file=sys.stderr)
-        code = 2
     except Interrupted as stop:
-        print(f"jepa: {stop}", file=sys.stderr)
-        code = 128 + stop.signal_number
+        print(printable(f"jepa: {stop}"), file=sys.stderr)
+        return 128 + stop.signal_number
     except KeyboardInterrupt:
         print("jepa: interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # `jepa train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 130
+    except SystemExit as stop:  # after --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"jepa: {printable(str(error.filename or 'a file'))} cannot be used: {error.strerror}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+        name = printable(str(error.filename or "a file"))
+        print(f"jepa: {name} cannot be used: {error.strerror or error}", file=sys.stderr)
+    return 2

@@ -92,7 +92,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises `InputError` if the file cannot be read.
     """
     try:
-        values: Any = json.loads(Path(path).read_text())
+        values: Any = json.loads(Path(path).read_text(encoding="utf-8"))
     except OSError as error:
         raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
     except ValueError as error:

@@ -32,7 +32,7 @@ class Folder(Source):
         file = self.cache / "folder.json"
         index = None
         with suppress(OSError, ValueError, TypeError):
-            index = FolderIndex(**json.loads(file.read_text()))
+            index = FolderIndex(**json.loads(file.read_text(encoding="utf-8")))
         if index is None or not is_current(index):
             self.cache.mkdir(parents=True, exist_ok=True)  # before the walk, because it may be inside the folder
             index, folders = walk_folder(self.config.root)
@@ -42,7 +42,7 @@ class Folder(Source):
             else:
                 index_folder(index, folders, self.cache)
             with atomic_write(file) as temporary:
-                temporary.write_text(json.dumps(dataclasses.asdict(index)))
+                temporary.write_text(json.dumps(dataclasses.asdict(index)), encoding="utf-8")
         return index
 
     def _choose_parquet(self, index: FolderIndex, has_images: bool) -> None:
