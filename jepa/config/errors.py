@@ -7,12 +7,13 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from jepa.config.hints import shown
 from jepa.config.terminal import prepare_streams
 from jepa.files import printable
 
-__all__ = ["InputError", "Interrupted", "closest", "exit_with", "require", "suggest"]
+__all__ = ["InputError", "Interrupted", "check_limits", "closest", "exit_with", "require", "suggest"]
 
 MIN_SIMILARITY = 0.6  # of words, as measured by difflib; 'resnet' and 'energy' have 0.5
 MAX_COMPARED = 200  # characters; the time of a comparison is quadratic
@@ -34,6 +35,17 @@ def require(condition: bool, message: str) -> None:
     """Raise `InputError(message)` unless the condition holds."""
     if not condition:
         raise InputError(message)
+
+
+def check_limits(config: Any, prefix: str, **limits: int) -> None:
+    """Raise `InputError` if a setting is above its limit; `prefix` is that of the settings in the message.
+
+    The limits are far above useful values. They keep a typing error from taking all memory.
+    """
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if value > limit:
+            raise InputError(f"{prefix}{name} must be at most {limit:,}, got {shown(value)}")
 
 
 def closest(word: str, known: Iterable[str]) -> str | None:
