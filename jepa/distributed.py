@@ -99,7 +99,7 @@ def has_bf16_instructions() -> bool:
     Other CPUs compute bf16 by way of fp32, which takes longer than fp32 alone.
     """
     with suppress(OSError):
-        return "avx512_bf16" in Path("/proc/cpuinfo").read_text().split()
+        return "avx512_bf16" in Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
     return False
 
 

@@ -30,7 +30,11 @@ def installed_version() -> str | None:
     if spec is None or spec.origin is None:
         return None
     version_file = Path(spec.origin).with_name("version.py")
-    match = re.search(r"__version__ = ['\"](.+?)['\"]", version_file.read_text()) if version_file.exists() else None
+    match = (
+        re.search(r"__version__ = ['\"](.+?)['\"]", version_file.read_text(encoding="utf-8"))
+        if version_file.exists()
+        else None
+    )
     return match.group(1) if match else None
 
 

@@ -56,8 +56,8 @@ def test_parts_carry_their_kind():
     ("values", "message"),
     [
         ({"stepz": 3}, "config has no setting 'stepz'; did you mean 'steps'?"),
-        ({"steps": "many"}, "config.steps must be int, got 'many'"),
-        ({"steps": True}, "config.steps must be int, got True"),
+        ({"steps": "many"}, "config.steps must be an integer, got 'many'"),
+        ({"steps": True}, "config.steps must be an integer, got true"),
         (
             {"backbone": {"kind": "vitt"}},
             "config.backbone.kind must be one of vit, energy, convnet, plain-convnet, got 'vitt'; did you mean 'vit'?",

@@ -3,6 +3,7 @@
 import ast
 import io
 import re
+import subprocess
 import sys
 from pathlib import Path
 
@@ -82,3 +83,46 @@ def test_every_bar_disables_itself_without_a_terminal(file):
             disable = [keyword.value for keyword in node.keywords if keyword.arg == "disable"]
             assert disable, f"{file.name}:{node.lineno}"
             assert ast.unparse(disable[0]) in ("None", "disable"), f"{file.name}:{node.lineno}"
+
+
+# Encodings and pipes
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])
+def test_any_text_is_printed_in_any_encoding(encoding, monkeypatch, tmp_path):
+    streams = [io.TextIOWrapper(io.BytesIO(), encoding=encoding) for _ in range(2)]
+    monkeypatch.setattr(sys, "stdout", streams[0])
+    monkeypatch.setattr(sys, "stderr", streams[1])
+    for arguments in (["recipes"], ["train", "--help"], ["data", "--help"], ["--help"], ["train", "±–…×→é日\udcff"]):
+        call(*arguments)
+    out, err = (stream.buffer.getvalue().decode(encoding) for stream in streams)
+    assert "usage: jepa" in out
+    assert ("kNN 85.8 ± 0.3" if encoding != "ascii" else "kNN 85.8 +/- 0.3") in out
+    if encoding == "ascii":
+        assert r"there is no recipe '+/--...x->e\u65e5\udcff' (" in err
+    assert err.startswith("jepa: ")
+
+
+def test_what_an_encoding_lacks_is_readable():
+    text = "85.8±0.3 – 12.3… 2×2 → α² “x” ─"
+    assert text.encode("ascii", "jepa-readable").decode() == r'85.8+/-0.3 - 12.3... 2x2 -> \u03b1^2 "x" -'
+
+
+@pytest.mark.parametrize("command", ["recipes", "train --help"])
+def test_a_closed_pipe_ends_quietly(command):
+    pipe = f"{sys.executable} -m jepa {command}; echo $? >&2"
+    result = subprocess.run(f"({pipe}) | true", shell=True, capture_output=True, text=True, check=False)
+    assert result.stderr == "0\n"
+
+
+@pytest.mark.parametrize("file", PACKAGE.rglob("*.py"))
+def test_text_files_have_an_encoding(file):
+    """The default depends on the locale."""
+    for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute):
+            mode = ast.literal_eval(node.args[0]) if node.args and isinstance(node.args[0], ast.Constant) else "r"
+            is_text = node.func.attr in ("read_text", "write_text") and not re.search(
+                "folder|output|self.write", ast.unparse(node.func)
+            )
+            if is_text or (node.func.attr == "open" and mode in ("a", "w")):
+                assert "encoding" in {keyword.arg for keyword in node.keywords}, f"{file.name}:{node.lineno}"

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
 from jepa.config.base import BackboneConfig
 from jepa.config.data import DataConfig
-from jepa.config.errors import require, suggest
+from jepa.config.errors import check_limits, require, suggest
+from jepa.config.hints import shown
 
 __all__ = [
     "VIT_SIZES",
@@ -20,6 +22,9 @@ __all__ = [
     "parse_width",
 ]
 
+MAX_DIM, MAX_DEPTH = 16_384, 1_000
+MAX_PARAMETERS = 30_000_000_000  # of the blocks; the largest published Vision Transformer has 22 billion
+MAX_TOKENS = 65_536  # of an image
 WHITENING_SIDE = 4  # side of a whitening filter, in pixels
 VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
@@ -44,10 +49,11 @@ def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]
     additional accepted values.
     """
     parts = text.lower().split("x")
-    is_shape = len(parts) in (2, 3) and all(part.isdigit() and int(part) > 0 for part in parts)
+    is_shape = len(parts) in (2, 3) and all(re.fullmatch("[0-9]{1,9}", part) and int(part) > 0 for part in parts)
     require(
         is_shape,
-        f"{where} must be {others}DIMxDEPTH or DIMxDEPTHxHEADS with positive integers, such as 192x6x3, got '{text}'",
+        f"{where} must be {others}DIMxDEPTH or DIMxDEPTHxHEADS with positive integers, such as 192x6x3, got "
+        f"{shown(text)}",
     )
     dim, depth = int(parts[0]), int(parts[1])
     heads = int(parts[2]) if len(parts) == 3 else max(1, dim // (64 if dim % 64 == 0 else 32))
@@ -56,6 +62,11 @@ def parse_width(text: str, where: str, others: str = "") -> tuple[int, int, int]
         f"{where} is '{text}', but {dim} is not divisible by {heads} heads; choose a divisor of {dim} as HEADS",
     )
     require(dim % 4 == 0, f"{where} is '{text}'; DIM must be a multiple of 4 for the sin-cos position embeddings")
+    require(
+        dim <= MAX_DIM and depth <= MAX_DEPTH and 12 * dim**2 * depth <= MAX_PARAMETERS,
+        f"{where} must have DIM at most {MAX_DIM:,}, DEPTH at most {MAX_DEPTH:,}, and at most {MAX_PARAMETERS:,} "
+        f"parameters, got '{text}'",
+    )
     return dim, depth, heads
 
 
@@ -67,7 +78,7 @@ def check_patches(size: str, patch: int, stem: str) -> None:
         require(
             not size.isalpha(),
             f"backbone.size must be one of {', '.join(VIT_SIZES)}, or DIMxDEPTH[xHEADS] such as 192x6x3, got "
-            f"'{size}'{hint}",
+            f"{shown(size)}{hint}",
         )
         parse_width(size, "backbone.size")
     require(
@@ -83,8 +94,14 @@ def check_grid(patch: int, data: DataConfig) -> None:
     nearest = max(patch, round(height / patch) * patch)
     require(
         height % patch == 0 and width % patch == 0,
-        f"the image size {height}x{width} is not divisible by backbone.patch, which is {patch}; choose a different "
-        f"patch, or --data.image-size {nearest}",
+        f"the image size {height}x{width} is not divisible by backbone.patch, which is {shown(patch)}; choose a "
+        f"different patch, or --data.image-size {shown(nearest)}",
+    )
+    tokens = (height // patch) * (width // patch)
+    require(
+        tokens <= MAX_TOKENS,
+        f"an image of {height}x{width} pixels has {tokens:,} patches with backbone.patch {patch}, but at most "
+        f"{MAX_TOKENS:,} are supported; choose a larger patch, or a smaller --data.image-size",
     )
 
 
@@ -129,6 +146,7 @@ class ViTConfig(BackboneConfig):
         return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
 
 
+MAX_MEMORIES = 256  # per dimension of a token
 MIN_SCALE, MAX_SCALE = 1e-6, 1e6  # limits of alpha and beta, within the precision of float32
 
 
@@ -172,6 +190,7 @@ class EnergyConfig(BackboneConfig):
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
         require(self.memories >= 1, f"backbone.memories must be an integer of at least 1, got {self.memories}")
+        check_limits(self, "backbone.", memories=MAX_MEMORIES)
         accepted = f"must be between {MIN_SCALE:g} and {MAX_SCALE:g}"
         require(MIN_SCALE <= self.alpha <= MAX_SCALE, f"backbone.alpha {accepted}, got {self.alpha}")
         require(
@@ -224,6 +243,7 @@ class PlainConvNetConfig(BackboneConfig):
             value = getattr(self, name)
             require(value >= 1, f"backbone.{name} must be an integer of at least 1, got {value}")
         require(1 <= self.stages <= 8, f"backbone.stages must be an integer between 1 and 8, got {self.stages}")
+        check_limits(self, "backbone.", width=MAX_DIM >> self.stages, dim=MAX_DIM)
 
     def check_data(self, data: DataConfig) -> None:
         """Require images that are not smaller than a whitening filter."""

@@ -15,8 +15,10 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 import tyro
 
 from jepa.config.data import DataConfig
-from jepa.config.errors import InputError, require, suggest
+from jepa.config.errors import InputError, check_limits, require, suggest
+from jepa.config.hints import shown
 from jepa.config.transforms import CropConfig
+from jepa.files import printable
 
 __all__ = [
     "BACKBONES",
@@ -32,6 +34,11 @@ __all__ = [
     "defined_in",
     "with_backbone",
 ]
+
+MAX_STEPS = 10**9
+MAX_BATCH_SIZE = 10**6
+MAX_BATCH_GB = 100  # of a microbatch of decoded images
+MAX_NAME_BYTES = 200  # of a folder name; most file systems allow 255
 
 
 @dataclass(frozen=True)
@@ -135,7 +142,7 @@ class PartTable(dict[type, Any]):
         """
         kinds = self.kinds()
         if not isinstance(kind, str) or kind not in kinds:
-            raise InputError(f"{where} must be one of {', '.join(kinds)}, got '{kind}'{suggest(str(kind), kinds)}")
+            raise InputError(f"{where} must be one of {', '.join(kinds)}, got {shown(kind)}{suggest(str(kind), kinds)}")
         return kinds[kind]
 
     def implementation(self, config: Any) -> Any:
@@ -182,6 +189,7 @@ class OptimConfig:
     """Largest gradient norm; none disables clipping."""
 
     def __post_init__(self) -> None:
+        check_limits(self, "optim.", warmup=MAX_STEPS)
         for name in ("lr", "lr_start", "lr_end", "warmup", "weight_decay", "weight_decay_end"):
             value = getattr(self, name)
             require(value >= 0 and math.isfinite(value), f"optim.{name} must be finite and at least 0, got {value}")
@@ -244,15 +252,34 @@ class Config:
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate}), got {self.batch_size}",
         )
+        check_limits(self, "", steps=MAX_STEPS, batch_size=MAX_BATCH_SIZE)
+        check_name(self.name)
+        height, width = self.data.canvas_size
+        gigabytes = self.batch_size // self.accumulate * height * width * self.data.channels / 1e9
+        require(
+            gigabytes <= MAX_BATCH_GB,
+            f"a microbatch of {self.batch_size // self.accumulate:,} images of {height}x{width} pixels would take "
+            f"{gigabytes:,.0f} GB; choose a smaller --batch-size or --data.image-size, or more --accumulate",
+        )
         self.backbone.check_data(self.data)
         self.objective.check_experiment(self)
+
+
+def check_name(name: str) -> None:
+    """Raise `InputError` if the name of an experiment cannot be the name of its run folder."""
+    plain = name == name.strip() and printable(name) == name and name[:1] not in ("", ".", "-")
+    require(
+        plain and not {"/", "\\"} & set(name) and len(name.encode(errors="replace")) <= MAX_NAME_BYTES,
+        f"name must be a plain folder name of at most {MAX_NAME_BYTES} bytes without slashes or control characters, "
+        f"and not start with a dot or a hyphen, got {shown(name)}; use --run DIR to train into any folder",
+    )
 
 
 def with_backbone(config: Config, kind: str) -> Config:
     """Replace the backbone by one of a different kind, keeping the values of shared settings."""
     kinds = BACKBONES.kinds()
     if kind not in kinds and "convnet" in kinds and not suggest(kind, kinds):
-        accepted = f"--backbone must be one of {', '.join(kinds)}, got '{kind}'"
+        accepted = f"--backbone must be one of {', '.join(kinds)}, got {shown(kind)}"
         raise InputError(f"{accepted}; for a ConvNet of timm, give --backbone convnet --backbone.name NAME")
     chosen = BACKBONES.config_class(kind, "--backbone")
     names = {f.name for f in fields(chosen)} & {f.name for f in fields(config.backbone)}

@@ -8,8 +8,9 @@ from typing import Any
 from jepa.config.base import Config
 from jepa.config.errors import require
 
-__all__ = ["check_batch_size", "check_half_lives", "check_patch_codes", "check_weights"]
+__all__ = ["MAX_WIDTH", "check_batch_size", "check_half_lives", "check_patch_codes", "check_weights"]
 
+MAX_WIDTH = 65_536  # of the layers of projectors and predictors
 MIN_CODED_SIDE = 8  # in pixels: two by two patches of six pixels, two pixels apart
 
 

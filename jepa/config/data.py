@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
 from jepa.config.errors import require
+from jepa.config.hints import shown
 
 __all__ = ["DataConfig"]
+
+MAX_SIDE = 8192  # of an image, in pixels
+MAX_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -53,15 +58,21 @@ class DataConfig:
         return (canvas, canvas) if isinstance(canvas, int) else canvas
 
     def __post_init__(self) -> None:
+        require(bool(self.source.strip()), "data.source must not be empty; give --data SOURCE")
+        require("\0" not in self.source, f"data.source must not contain NUL characters, got {shown(self.source)}")
         require(min(self.size) >= 1, f"data.image_size must be at least 1 pixel, got {self.image_size}")
         require(0 <= self.holdout < 0.5, f"data.holdout must be at least 0 and below 0.5, got {self.holdout}")
         require(min(self.canvas_size) >= 1, f"data.canvas must be at least 1 pixel, got {self.canvas}")
+        for name, size in (("image_size", self.size), ("canvas", self.canvas_size)):
+            require(max(size) <= MAX_SIDE, f"data.{name} must be at most {MAX_SIDE:,} pixels, got {shown(max(size))}")
         require(self.cache_gb >= 0, f"data.cache_gb must be at least 0 (0 disables the cache), got {self.cache_gb}")
-        workers = self.workers is None or self.workers >= 0
-        require(workers, f"data.workers must be at least 0, got {self.workers}")
+        workers = self.workers is None or 0 <= self.workers <= MAX_WORKERS
+        require(workers, f"data.workers must be between 0 and {MAX_WORKERS}, got {shown(self.workers)}")
         require(0 <= self.max_broken <= 1, f"data.max_broken must be between 0 and 1, got {self.max_broken}")
         require(self.std is None or min(self.std, default=1) > 0, f"data.std must be positive, got {self.std}")
         for name, values in (("mean", self.mean), ("std", self.std)):
+            finite = all(math.isfinite(value) for value in values or ())
+            require(finite, f"data.{name} must be finite, got {shown(values)}")
             require(
                 values is None or len(values) == self.channels,
                 f"data.{name} must have {self.channels} values, one per channel, got {len(values or ())}",

@@ -8,13 +8,15 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
+from jepa.config.hints import shown
+from jepa.config.terminal import prepare_streams
 from jepa.files import printable
 
-__all__ = ["InputError", "Interrupted", "closest", "exit_with", "require", "stop_signals", "suggest"]
+__all__ = ["InputError", "Interrupted", "check_limits", "closest", "exit_with", "require", "stop_signals", "suggest"]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which users, terminals, containers and job schedulers ask a program to stop."""
@@ -66,6 +68,17 @@ def require(condition: bool, message: str) -> None:
         raise InputError(message)
 
 
+def check_limits(config: Any, prefix: str, **limits: int) -> None:
+    """Raise `InputError` if a setting is above its limit; `prefix` is that of the settings in the message.
+
+    The limits are far above useful values. They keep a typing error from taking all memory.
+    """
+    for name, limit in limits.items():
+        value = getattr(config, name)
+        if value > limit:
+            raise InputError(f"{prefix}{name} must be at most {limit:,}, got {shown(value)}")
+
+
 def closest(word: str, known: Iterable[str]) -> str | None:
     """Return the most similar known word, or None if none is similar."""
     near = difflib.get_close_matches(word[:MAX_COMPARED], list(known), n=1, cutoff=MIN_SIMILARITY)
@@ -80,22 +93,41 @@ def suggest(word: str, known: Iterable[str]) -> str:
 
 def exit_with(command: Callable[[], int]) -> NoReturn:
     """Run a command and exit with the code that it returns; user errors are printed as one sentence, with code 2."""
+    prepare_streams()
+    try:
+        code = _exit_code(command)
+    except BrokenPipeError:  # `jepa recipes | head -1`
+        code = 0
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:  # the pipe is closed, or the disk is full; Python would report it again when it exits
+            with suppress(OSError):
+                os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _exit_code(command: Callable[[], int]) -> int:
+    """Return the exit code of a command, and print its error."""
     try:
         with stopped_by_signals():
             code = command()
+        if sys.stdout:
+            sys.stdout.flush()
+        return code
     except InputError as error:
         print(printable(f"jepa: {error}"), file=sys.stderr)
-        code = 2
     except Interrupted as stop:
-        print(f"jepa: {stop}", file=sys.stderr)
-        code = 128 + stop.signal_number
+        print(printable(f"jepa: {stop}"), file=sys.stderr)
+        return 128 + stop.signal_number
     except KeyboardInterrupt:
         print("jepa: interrupted", file=sys.stderr)
-        code = 130
-    except BrokenPipeError:  # `jepa train --help | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 0
+        return 130
+    except SystemExit as stop:  # after --help
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except BrokenPipeError:
+        raise
     except OSError as error:
-        print(f"jepa: {printable(str(error.filename or 'a file'))} cannot be used: {error.strerror}", file=sys.stderr)
-        code = 2
-    sys.exit(code)
+        name = printable(str(error.filename or "a file"))
+        print(f"jepa: {name} cannot be used: {error.strerror or error}", file=sys.stderr)
+    return 2

@@ -8,6 +8,8 @@ import typing
 from pathlib import Path
 from typing import Any, Literal
 
+from jepa.files import printable
+
 __all__ = ["alternatives", "describe", "shown"]
 
 NAMES: dict[Any, tuple[str, str]] = {
@@ -46,5 +48,8 @@ def describe(hint: Any) -> str:
 
 def shown(value: Any) -> str:
     """Return a value as it is written in JSON, with text in single quotes and shortened if it is long."""
-    text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr, skipkeys=True)
-    return text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…"
+    try:
+        text = f"'{value}'" if isinstance(value, str) else json.dumps(value, default=repr, skipkeys=True)
+    except RecursionError:
+        return "a deeply nested value"
+    return printable(text if len(text) <= MAX_SHOWN else f"{text[: MAX_SHOWN - 1]}…")

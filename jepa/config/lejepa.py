@@ -6,11 +6,13 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar
 
 from jepa.config.base import Config, ObjectiveConfig
-from jepa.config.checks import check_batch_size
-from jepa.config.errors import InputError, require
+from jepa.config.checks import MAX_WIDTH, check_batch_size
+from jepa.config.errors import InputError, check_limits, require
 from jepa.config.transforms import CropConfig
 
 __all__ = ["LeJepaConfig"]
+
+MAX_VIEWS = 100  # of each kind
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ class LeJepaConfig(ObjectiveConfig):
             value = getattr(self, name)
             require(value >= 1, f"objective.{name} must be an integer of at least 1, got {value}")
         require(self.num_local >= 0, f"objective.num_local must be an integer of at least 0, got {self.num_local}")
+        check_limits(self, "objective.", slices=MAX_WIDTH, hidden=MAX_WIDTH, projection=MAX_WIDTH)
+        check_limits(self, "objective.", num_global=MAX_VIEWS, num_local=MAX_VIEWS)
         require(
             self.num_global + self.num_local >= 2,
             f"a view predicts other views, but objective.num_global is {self.num_global} and objective.num_local is 0; "

@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from jepa.config.backbones import parse_width
 from jepa.config.base import Config, ObjectiveConfig
-from jepa.config.checks import check_batch_size, check_half_lives, check_patch_codes, check_weights
-from jepa.config.errors import require
+from jepa.config.checks import MAX_WIDTH, check_batch_size, check_half_lives, check_patch_codes, check_weights
+from jepa.config.errors import check_limits, require
 from jepa.config.transforms import ColorConfig, CropConfig, FixationConfig
 
 __all__ = ["SaccadeConfig"]
@@ -60,6 +60,7 @@ class SaccadeConfig(ObjectiveConfig):
         if self.predictor != "mlp":
             parse_width(self.predictor, "objective.predictor", "mlp, ")
         require(self.hidden >= 1, f"objective.hidden must be an integer of at least 1, got {self.hidden}")
+        check_limits(self, "objective.", hidden=MAX_WIDTH)
         check_weights(self, LOSSES)
         require(
             any(getattr(self, name) for name in LOSSES),

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import types
 import typing
+from contextlib import suppress
 from dataclasses import fields, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from jepa.config.base import BACKBONES, OBJECTIVES, BackboneConfig, Config, ObjectiveConfig, PartTable
 from jepa.config.errors import InputError, require, suggest
+from jepa.config.hints import describe, shown
 from jepa.config.user_code import check_code_loaded
 
 __all__ = ["flat", "from_dict", "read_config", "read_json", "to_dict"]
@@ -41,17 +44,17 @@ def from_dict(cls: type, values: Any, where: str = "config") -> Any:
 
     Raises an `InputError` naming the first setting that is unknown or has the wrong type.
     """
-    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {values!r}")
+    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {shown(values)}")
     hints = typing.get_type_hints(cls)
     known = {f.name for f in fields(cls)}
     for name in values:
-        require(name in known, f"{where} has no setting '{name}'{suggest(name, known)}")
+        require(name in known, f"{where} has no setting {shown(name)}{suggest(name, known)}")
     return cls(**{name: _value(hints[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
 def _part(table: PartTable, values: Any, where: str) -> Any:
     """Build the config of an objective or a backbone, whose class follows from its `kind`."""
-    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {values!r}")
+    require(isinstance(values, dict), f"{where} must be a JSON object of settings, got {shown(values)}")
     kind = values.get("kind", next(iter(table.kinds())))
     chosen = table.config_class(kind, f"{where}.kind")
     return from_dict(chosen, {name: value for name, value in values.items() if name != "kind"}, where)
@@ -77,13 +80,14 @@ def _value(hint: Any, value: Any, where: str) -> Any:
     elif origin is Literal and any(value == choice and type(value) is type(choice) for choice in arguments):
         return value
     elif hint is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+        with suppress(OverflowError):
+            if not math.isnan(number := float(value)):
+                return number
     elif hint is type(None) and value is None:
         return None
     elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
         return value
-    accepted = f"one of {', '.join(map(str, arguments))}" if origin is Literal else str(getattr(hint, "__name__", hint))
-    raise InputError(f"{where} must be {accepted}, got {value!r}")
+    raise InputError(f"{where} must be {describe(hint)}, got {shown(value)}")
 
 
 def read_json(path: str | Path) -> dict[str, Any]:
@@ -92,12 +96,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises `InputError` if the file cannot be read.
     """
     try:
-        values: Any = json.loads(Path(path).read_text())
+        content = Path(path).read_bytes()
     except OSError as error:
         raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
-    except ValueError as error:
-        raise InputError(f"the config {path} is not JSON: {error}") from error
-    require(isinstance(values, dict), f"the config {path} must contain a JSON object of settings, got {values!r:.40}")
+    try:
+        values: Any = json.loads(content.decode())
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"the config {path} is not JSON: {_json_problem(error)}") from error
+    require(isinstance(values, dict), f"the config {path} must contain a JSON object of settings, got {shown(values)}")
     for (*parents, old), new in OLD_NAMES.items():
         part: Any = values
         for name in parents:
@@ -105,6 +111,14 @@ def read_json(path: str | Path) -> dict[str, Any]:
         if isinstance(part, dict) and old in part:
             part.setdefault(new, part.pop(old))
     return dict(values)
+
+
+def _json_problem(error: Exception) -> str:
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is not UTF-8"
+    if isinstance(error, json.JSONDecodeError):
+        return str(error)
+    return "it is nested too deeply" if isinstance(error, RecursionError) else "a number has too many digits"
 
 
 def read_config(path: str | Path) -> Config:

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from jepa.config.base import ObjectiveConfig
-from jepa.config.errors import require
+from jepa.config.errors import check_limits, require
 from jepa.config.transforms import CropConfig
 
 __all__ = ["SupervisedConfig"]
+
+MAX_CLASSES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -25,3 +27,4 @@ class SupervisedConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         require(self.classes >= 2, f"objective.classes must be an integer of at least 2, got {self.classes}")
+        check_limits(self, "objective.", classes=MAX_CLASSES)

@@ -6,9 +6,11 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from jepa.config.errors import require
+from jepa.config.errors import check_limits, require
 
 __all__ = ["ColorConfig", "CropConfig", "FixationConfig", "MaskConfig"]
+
+MAX_TARGETS = 1_000
 
 
 @dataclass(frozen=True)
@@ -30,7 +32,7 @@ class CropConfig:
         low, high = self.scale
         require(0 < low <= high <= 1, f"crop.scale must be two fractions with 0 < low <= high <= 1, got {self.scale}")
         require(
-            0 < self.aspect[0] <= self.aspect[1],
+            0 < self.aspect[0] <= self.aspect[1] < math.inf,
             f"crop.aspect must be two positive ratios with low <= high, got {self.aspect}",
         )
         require(0 <= self.min_content <= 1, f"crop.min_content must be between 0 and 1, got {self.min_content}")
@@ -70,8 +72,12 @@ class MaskConfig:
                 f"masks.{name} must be two fractions with 0 < low <= high <= 1, got ({low}, {high})",
             )
         low, high = self.target_aspect
-        require(0 < low <= high, f"masks.target_aspect must be two ratios with 0 < low <= high, got ({low}, {high})")
+        require(
+            0 < low <= high < math.inf,
+            f"masks.target_aspect must be two ratios with 0 < low <= high, got ({low}, {high})",
+        )
         require(self.targets >= 1, f"masks.targets must be an integer of at least 1, got {self.targets}")
+        check_limits(self, "masks.", targets=MAX_TARGETS)
         require(self.min_context >= 1, f"masks.min_context must be an integer of at least 1, got {self.min_context}")
         require(
             0 < self.context_limit <= 1,

@@ -15,7 +15,9 @@ from typing import Any, NamedTuple
 
 from jepa.config.base import CodeConfig
 from jepa.config.errors import InputError
+from jepa.config.hints import shown
 from jepa.config.recipes import RECIPES
+from jepa.files import printable
 
 __all__ = ["LoadedCode", "changes_allowed", "check_code_loaded", "load_code", "loaded_code"]
 
@@ -90,8 +92,11 @@ def check_code_loaded(values: Any, config_path: Path) -> None:
     if values is None:
         return
     file, sha256 = (values.get("file"), values.get("sha256")) if isinstance(values, dict) else (None, None)
-    if not isinstance(file, str) or not isinstance(sha256, str) or Path(file).name != file:
-        raise InputError(f"code in {config_path} must have a file name without a folder and its sha256, got {values!r}")
+    is_name = isinstance(file, str) and Path(file).name == file == printable(file) != ""
+    if not isinstance(file, str) or not is_name or not isinstance(sha256, str):
+        raise InputError(
+            f"code in {config_path} must have a file name without a folder and its sha256, got {shown(values)}"
+        )
     if sha256 in _loaded or file in _accepted:
         return
     copy = config_path.parent / "code" / file

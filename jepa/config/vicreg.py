@@ -6,8 +6,8 @@ from dataclasses import dataclass, field
 from typing import ClassVar
 
 from jepa.config.base import Config, ObjectiveConfig
-from jepa.config.checks import check_batch_size, check_weights
-from jepa.config.errors import require
+from jepa.config.checks import MAX_WIDTH, check_batch_size, check_weights
+from jepa.config.errors import check_limits, require
 from jepa.config.transforms import CropConfig, FixationConfig
 
 __all__ = ["VICRegConfig"]
@@ -33,6 +33,7 @@ class VICRegConfig(ObjectiveConfig):
 
     def __post_init__(self) -> None:
         require(self.expander >= 1, f"objective.expander must be an integer of at least 1, got {self.expander}")
+        check_limits(self, "objective.", expander=MAX_WIDTH)
         check_weights(self, LOSSES)
         require(
             any(getattr(self, name) for name in LOSSES),

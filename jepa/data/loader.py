@@ -79,7 +79,7 @@ class BrokenFileLog:
 
     def __init__(self, path: Path, dataset: ImageDataset, limit: float, log: Callable[[str], None]) -> None:
         self.path, self.dataset, self.limit, self.log = path, dataset, limit, log
-        lines = path.read_text(errors="backslashreplace").splitlines() if path.is_file() else []
+        lines = path.read_text(encoding="utf-8", errors="backslashreplace").splitlines() if path.is_file() else []
         self.lines = dict.fromkeys(lines)  # an ordered set
         self.indices: set[int] = set()
 
@@ -93,7 +93,7 @@ class BrokenFileLog:
                 if len(self.indices) <= MAX_PRINTED:
                     more = "; further ones are only listed there" if len(self.indices) == MAX_PRINTED else ""
                     self.log(f"skipped an unreadable image, listed in {self.path}: {line}{more}")
-                with self.path.open("a", errors="backslashreplace") as file:
+                with self.path.open("a", encoding="utf-8", errors="backslashreplace") as file:
                     file.write(line + "\n")
         if len(self.indices) > max_unreadable(len(self.dataset), self.limit):
             raise InputError(

@@ -101,7 +101,7 @@ def gather(paths: Sequence[Path]) -> list[Group]:
         if not file.is_file():
             raise InputError(f"{path} has not been evaluated; run 'jepa evaluate {path}' first")
         try:
-            result = json.loads(file.read_text())
+            result = json.loads(file.read_text(encoding="utf-8"))
             settings["evaluated on"] = result["data"]["source"]
             key = json.dumps([settings, result["data"], result["protocol"]], sort_keys=True)
             result["trained"]

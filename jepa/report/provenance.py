@@ -46,7 +46,7 @@ def describe_machine(device: torch.device) -> str:
     """Return the processor, its cores available to this process, the GPU if it is used, and the version of PyTorch."""
     model = platform.processor() or platform.machine()
     with suppress(OSError, StopIteration):  # Linux only
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
         model = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
     gpu = [torch.cuda.get_device_name(device)] if device.type == "cuda" else []
     count = cores()
