@@ -19,7 +19,10 @@ def shorten_names(names: Sequence[str], limit: int) -> list[str]:
     for text in [text for text in dict.fromkeys(short.values()) if list(short.values()).count(text) > 1]:
         equal = [name for name in short if short[name] == text]
         taken = {short[name] for name in short if name not in equal}
-        options = ([cut(name, limit, head) for name in equal] for head in heads)
+        letters = enumerate(zip(*equal, strict=False))
+        middle = max(0, next((i for i, column in letters if len(set(column)) > 1), 0) - 3)
+        options = [[cut(name, limit, head) for name in equal] for head in heads]
+        options.append([window(name, limit, middle) for name in equal])
         different = (option for option in options if len(set(option)) == len(equal) and taken.isdisjoint(option))
         chosen = next(different, []) or numbered(text, len(equal), taken)
         short |= zip(equal, chosen, strict=True)
@@ -29,6 +32,11 @@ def shorten_names(names: Sequence[str], limit: int) -> list[str]:
 def cut(name: str, limit: int, head: int) -> str:
     """Shorten a name to `limit` characters, of which the first `head` are its start and the last ones its end."""
     return name if len(name) <= limit else f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
+
+
+def window(name: str, limit: int, start: int) -> str:
+    """Shorten a name to `limit` characters that begin at `start`."""
+    return name if len(name) <= limit else f"…{name[start : start + limit - 2]}…"
 
 
 def numbered(text: str, length: int, taken: set[str]) -> list[str]:
