@@ -3,12 +3,13 @@
 import json
 
 import matplotlib
+import numpy as np
 import pytest
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jepa.cli import main
-from jepa.report.compare import compare, draw, free_path, gather
+from jepa.report.compare import compare, comparison_table, draw, free_path, gather
 from jepa.report.style import STYLE
 from jepa.runs import Run
 from tests.conftest import override, tiny_config
@@ -60,6 +61,24 @@ def test_the_text_has_80_columns_and_explains_every_alias(twelve, tmp_path, blan
     assert table.count("RankMe") == 1  # in a table below that of the accuracies
 
 
+def test_runs_that_differ_only_in_the_seed_share_a_row(tmp_path, blank):
+    config = tiny_config("toy")
+    changes = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"steps": 3}}
+    paths = [
+        evaluated(tmp_path / name, override(config, **changes[name]), value)
+        for name, value in (("a", 50.0), ("b", 54.0), ("c", 60.0))
+    ]
+    groups = gather(paths)
+    assert [(group.alias, group.name, group.differing) for group in groups] == [
+        ("A", "tiny", {"steps": 6}),
+        ("B", "tiny", {"steps": 3}),
+    ]
+    assert len(gather([paths[0], tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
+    text = compare(paths, tmp_path / "figure.png")
+    assert comparison_table(groups) in text
+    assert f"{np.mean([50, 54]):.1f}±{np.std([50, 54], ddof=1):.1f}" in text
+
+
 def test_settings_that_differ_are_listed_up_to_a_limit(tmp_path, blank):
     first = tiny_config("toy")
     second = override(first, steps=9, batch_size=4, log_every=2, optim__lr=0.5, optim__warmup=1, data__holdout=0.3)
@@ -103,3 +122,13 @@ def test_an_existing_figure_is_replaced_only_if_it_was_named(tmp_path, blank, mo
     assert sorted(path.name for path in (tmp_path / "runs").iterdir()) == ["compare-2.png", "compare.png"]
     assert free_path(tmp_path / "runs" / "compare.png").name == "compare-3.png"
     assert json.loads((run / "evaluation.json").read_text())["trained"]["knn"] == 50.0
+
+
+def test_user_code_is_not_loaded(tmp_path, blank):
+    run = evaluated(tmp_path / "run", tiny_config("toy"))
+    settings = json.loads((run / "config.json").read_text())
+    settings["objective"] = {"kind": "mine", "weight": 0.5}
+    (run / "config.json").write_text(json.dumps(settings))
+    (group,) = gather([run])
+    assert group.settings["objective.kind"] == "mine"
+    assert group.name in comparison_table([group])

@@ -1,6 +1,5 @@
 import dataclasses
 import io
-import json
 import re
 
 import numpy as np
@@ -22,7 +21,6 @@ from jepa.data import open_dataset
 from jepa.evaluate import EvaluationRun, evaluate_run
 from jepa.evaluation.features import Features
 from jepa.evaluation.projection import project
-from jepa.report.compare import comparison_table, gather
 from jepa.report.figures import FIGURES, draw, draw_metrics
 from jepa.report.html import verdict, write_report
 from jepa.report.plot_attention import animate_attention
@@ -188,40 +186,6 @@ def test_vicreg_has_fixations_without_errors(tiny, tmp_path):
         tiny, objective=VICRegConfig(expander=16, fixations=SACCADE.fixations), backbone=backbone
     )
     assert len(draw("saccades", EvaluationRun.open(train(config, tmp_path / "run").path)).axes) == 10
-
-
-def test_compare_groups_seeds_and_names_what_differs(tiny, tmp_path, capsys):
-    runs = []
-    for name, changes in (("a", {"seed": 0}), ("b", {"seed": 1}), ("c", {"steps": 3})):
-        run = train(dataclasses.replace(tiny, **changes), tmp_path / name)
-        evaluate_run(EvaluationRun.open(run.path))
-        runs.append(str(run.path))
-    figure = tmp_path / "figures" / "compare.png"
-    with pytest.raises(SystemExit) as stop:
-        main(["compare", *runs, "--figure", str(figure)])
-    assert stop.value.code == 0
-    out = capsys.readouterr().out
-    groups = gather([tmp_path / name for name in "abc"])
-    assert [(group.alias, group.name, group.differing) for group in groups] == [
-        ("A", "tiny", {"steps": 6}),
-        ("B", "tiny", {"steps": 3}),
-    ]
-    assert len(gather([tmp_path / "a", tmp_path / "b" / ".." / "a"])[0].runs) == 1  # a run counts once
-    assert comparison_table(groups) in out
-    values = [result["trained"]["knn"] for result in groups[0].results]
-    assert f"{np.mean(values):.1f}±{np.std(values, ddof=1):.1f}" in out
-    assert figure.stat().st_size > 5000
-
-
-def test_compare_does_not_load_user_code(tiny, tmp_path):
-    run = train(tiny, tmp_path / "run")
-    evaluate_run(EvaluationRun.open(run.path))
-    settings = json.loads((run.path / "config.json").read_text())
-    settings["objective"] = {"kind": "mine", "weight": 0.5}
-    (run.path / "config.json").write_text(json.dumps(settings))
-    (group,) = gather([run.path])
-    assert group.settings["objective.kind"] == "mine"
-    assert group.name in comparison_table([group])
 
 
 def test_compare_names_what_is_missing(tiny, tmp_path, capsys):

@@ -41,7 +41,12 @@ def test_shortened_names_keep_what_differs():
     ends = [f"{first}{'x' * 30}" for first in ("adult male", "adult mare")]  # differ outside of the first half
     assert shorten_names(ends, 12) == ["adult mal…xx", "adult mar…xx"]
     middle = [f"{'x' * 20}{letter}{'x' * 20}" for letter in "abc"]
-    assert shorten_names(middle, 12) == ["xxxxxx…xxx 1", "xxxxxx…xxx 2", "xxxxxx…xxx 3"]
+    assert shorten_names(middle, 12) == ["…xxxaxxxxxx…", "…xxxbxxxxxx…", "…xxxcxxxxxx…"]
+    apart = [f"{'x' * 20}{first}{'x' * 20}{second}{'x' * 20}" for first in "ab" for second in "ab"]
+    assert shorten_names(apart, 12) == ["…axxxx…xxxa…", "…axxxx…xxxb…", "…bxxxx…xxxa…", "…bxxxx…xxxb…"]
+    three = [name.replace("x" * 20, "x" * 20 + third) for name in apart for third in "cd"]
+    assert len(set(shorten_names(three, 12))) == 8
+    assert shorten_names(["a" * 30, "aaaa…aaaa"], 9) == ["aaa…aaaaa", "aaaa…aaaa"]
     assert shorten_names(["same", "same"], 12) == ["same", "same"]
 
 

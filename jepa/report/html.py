@@ -46,9 +46,9 @@ SECTIONS = {
     ),
     "dimension": (
         "Correlation dimension",
-        "Left: the fraction of image pairs closer than r; the scaling region is shaded. Right: the local slope. "
-        "Boundaries and curvature lower the slope as r grows, so a line in r² is fitted to the filled points. Its "
-        "intercept at r = 0 is the dimension.",
+        "C(r) is the fraction of image pairs closer than r; its scaling region is shaded. Boundaries and curvature "
+        "lower the local slope as r grows, so a line in r² is fitted to the filled points. Its intercept at r = 0 is "
+        "the dimension.",
     ),
     "spectrum": (
         "Spectrum",

@@ -17,9 +17,15 @@ def shorten_names(names: Sequence[str], limit: int) -> list[str]:
     short = {name: cut(name, limit, limit // 2) for name in names}
     heads = sorted(range(limit), key=lambda head: abs(head - limit // 2))
     for text in [text for text in dict.fromkeys(short.values()) if list(short.values()).count(text) > 1]:
-        equal = [name for name in short if short[name] == text]
+        equal = [name for name in short if short[name] == text and len(name) > limit]
         taken = {short[name] for name in short if name not in equal}
-        options = ([cut(name, limit, head) for name in equal] for head in heads)
+        start = common_length(equal)
+        end = common_length([name[start:][::-1] for name in equal])
+        parts = [name[start : len(name) - end] for name in equal]  # what differs
+        options = [[cut(name, limit, head) for name in equal] for head in heads]
+        first = max(0, start - 3)
+        options.append([f"…{name[first : first + limit - 2]}…" for name in equal])
+        options.append([f"…{cut(part, limit - 2, limit // 2 - 1)}…" for part in parts])
         different = (option for option in options if len(set(option)) == len(equal) and taken.isdisjoint(option))
         chosen = next(different, []) or numbered(text, len(equal), taken)
         short |= zip(equal, chosen, strict=True)
@@ -29,6 +35,12 @@ def shorten_names(names: Sequence[str], limit: int) -> list[str]:
 def cut(name: str, limit: int, head: int) -> str:
     """Shorten a name to `limit` characters, of which the first `head` are its start and the last ones its end."""
     return name if len(name) <= limit else f"{name[:head]}…{name[len(name) - (limit - 1 - head) :]}"
+
+
+def common_length(names: list[str]) -> int:
+    """Return the number of characters with which all names begin."""
+    columns = enumerate(zip(*names, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, names)))
 
 
 def numbered(text: str, length: int, taken: set[str]) -> list[str]:
