@@ -281,6 +281,19 @@ def test_a_collapsed_run_is_marked_in_metrics_evaluation_and_message(tiny, tmp_p
     assert evaluate(path)["warning"].startswith("the features have collapsed")
 
 
+def test_tensorboard_has_no_steps_twice(tiny, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(tiny, tmp_path / "run")
+    os.truncate(run.path / "metrics.jsonl", 0)
+    tensors, metadata = run.load()
+    metadata.pop("metrics")
+    run.save("last", tensors, **metadata | {"step": 3})  # as if it had been killed at step 6
+    train(tiny, run.path, resume=True)
+    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("loss")] == [1, 2, 3, 4, 5, 6]
+
+
 # Evaluation
 
 
@@ -325,7 +338,7 @@ def test_curves_of_damaged_metrics_are_drawn(tiny, tmp_path):
     run = train(tiny, tmp_path / "run")
     with (run.path / "metrics.jsonl").open("ab") as file:
         file.write(b'\xff\xfe\n[1, 2]\n{"step": 7, "loss": NaN}\n')
-    curves(EvaluationRun.open(run.path))
+    curves(run)
 
 
 def test_training_in_a_thread(tiny, tmp_path):

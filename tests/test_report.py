@@ -184,7 +184,8 @@ def test_the_page_states_warnings_settings_and_how_the_run_was_made(tiny, tmp_pa
     objective = fresh_objective(config)
     run = SimpleNamespace(
         config=config,
-        folder=Run.create(tmp_path / "run", config),
+        folder=(folder := Run.create(tmp_path / "run", config)),
+        output=folder,
         objective=objective,
         encoders={"trained": objective.main_encoder},
         device=torch.device("cpu"),

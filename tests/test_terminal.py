@@ -115,7 +115,7 @@ def test_a_closed_pipe_ends_quietly(command):
     assert result.stderr == "0\n"
 
 
-@pytest.mark.parametrize("file", PACKAGE.rglob("*.py"))
+@pytest.mark.parametrize("file", sorted(PACKAGE.rglob("*.py")))
 def test_text_files_have_an_encoding(file):
     """The default depends on the locale."""
     for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):

@@ -96,7 +96,7 @@ def read_json(path: str | Path) -> dict[str, Any]:
     Raises `InputError` if the file cannot be read.
     """
     try:
-        content = Path(path).read_bytes()
+        content = Path(path).expanduser().read_bytes()
     except OSError as error:
         raise InputError(f"the config {path} cannot be read: {error.strerror}") from error
     try:

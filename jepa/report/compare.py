@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from jepa.config import InputError, require
+from jepa.config import Config, InputError, require
 from jepa.config.serialization import flat, read_json
 from jepa.report.figures import check_figure_path, save
 from jepa.report.names import shorten_names
@@ -47,7 +47,7 @@ class Group:
     @property
     def name(self) -> str:
         """Name of the experiment."""
-        return str(self.settings["name"])
+        return str(self.settings.get("name", Config.name))
 
     def score(self, row: str, key: str) -> tuple[float, float | None] | None:
         """Return the mean of a score over seeds and, if there are several, its standard deviation.
@@ -68,7 +68,7 @@ def compare(paths: Sequence[Path], figure_path: Path | None = None) -> str:
     extension of the figure is unsupported.
     """
     require(len(paths) > 0, "no run is given; pass one or more evaluated run folders")
-    target = figure_path or free_path(DEFAULT_FIGURE)
+    target = (figure_path or free_path(DEFAULT_FIGURE)).expanduser()
     check_figure_path(target)
     groups = gather(paths)
     replaced = " (replaced the existing file)" if target.exists() else ""

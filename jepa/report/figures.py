@@ -78,6 +78,7 @@ def draw_into(
         raise InputError(f"unknown figure '{name}'{suggest(name, FIGURES)} (available: {', '.join(FIGURES)})")
     if out is not None:
         require(name is not None, f"--out requires the name of one figure: {', '.join(FIGURES)}")
+        out = out.expanduser()
         check_figure_path(out)
     require(patch is None or name == "attention", "--patch applies to the figure 'attention' only")
     folder, names = Run.open(path), [name] if name else FIGURES
