@@ -14,8 +14,8 @@ demo: $(VENV)/.installed
 	$(BIN)/jepa train demo --run $(RUN) --resume
 	$(BIN)/jepa evaluate $(RUN)
 
-test: check
-	$(BIN)/python -m pytest
+test: check  # one process per core, of one thread each
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile
 
 check: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
