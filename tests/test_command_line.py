@@ -74,6 +74,7 @@ def is_sentence(text: str) -> bool:
         ("train --seed 1 steps 3", "unexpected argument 'steps' after --seed; did you mean --steps?"),
         ("train --backbone resnet", "for a ConvNet of timm, give --backbone convnet --backbone.name NAME"),
         ("train --backbone.size banana", "backbone.size must be one of tiny, small, base"),
+        ("train --code a.py --code b.py", "more than one code file was given"),
         ("train saccade-folder", "saccade-folder derives its settings from your images; pass them with --data"),
         ("train --data ''", "--data must not be empty"),
         ("train --data=", "--data must not be empty"),

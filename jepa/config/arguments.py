@@ -105,6 +105,7 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
         first, flags = [], list(arguments)
     _check_recipe_first(first, flags)
     words, given = split(flags)
+    _check_one_code_file(first, given)
     for item in given:
         if item.flag == "--backbone" and not item.words and not item.value:
             raise InputError(f"--backbone has no value; give one of {', '.join(BACKBONES.kinds())}")
@@ -112,7 +113,6 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
     run = build(RunArguments(), taken.values | ({("recipe",): first[0]} if first else {}))
     if first and run.config is not None:
         raise InputError(f"give either the recipe '{first[0]}' or --config {run.config}, not both")
-    _check_one_code_file(run)
     config = _default_config(run, taken.rest, summarize if not wants_help else None)
     if run.backbone is not None:
         config = with_backbone(config, run.backbone)
@@ -193,9 +193,9 @@ def _default_config(run: RunArguments, given: list[Given], summarize: Summarize 
     return config if code is None else replace(config, code=code)
 
 
-def _check_one_code_file(run: RunArguments) -> None:
-    """Raise `InputError` if two code files are given; a run can record only one."""
-    if run.code is not None and CODE_FILE.fullmatch(run.recipe):
+def _check_one_code_file(first: list[str], given: list[Given]) -> None:
+    """Raise `InputError` if more than one code file is given; a run can record only one."""
+    if [item.flag for item in given].count("--code") + sum(map(bool, map(CODE_FILE.fullmatch, first))) > 1:
         raise InputError("more than one code file was given; put all components in one file and pass it once")
 
 
