@@ -135,9 +135,9 @@ def test_too_few_images_for_retrieval_are_reported(tiny, tmp_path):
     write_parquet(tmp_path / "few" / "train-0.parquet", images, labels)
     result = evaluate(run.path, str(tmp_path / "few"))
     assert "saccades" not in result
-    assert "saccade retrieval, which needs at least 32 test images" in as_text(result, run.path)
-    assert "Omitted: kNN, which needs at least 20 labeled training images, but there are 16; " in as_text(
-        result, run.path
+    assert "saccade retrieval, which needs at least 32 test images" in " ".join(as_text(result, run.path).split())
+    assert "Omitted: kNN, which needs at least 20 labeled training images, but there are 16; " in " ".join(
+        as_text(result, run.path).split()
     )
 
 
