@@ -30,10 +30,9 @@ from jepa.evaluation.knn import knn
 from jepa.evaluation.logistic_regression import (
     accuracy,
     feature_statistics,
-    fit_in_chunks,
-    fit_in_memory,
     fit_logistic,
 )
+from jepa.evaluation.penalty_selection import fit_in_chunks, fit_in_memory
 
 NUM_CLASSES, WIDTH = 10, 192
 K, PENALTY = 20, 1e-3

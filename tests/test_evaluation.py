@@ -9,14 +9,21 @@ from sklearn.neighbors import KNeighborsClassifier
 
 from jepa.config import InputError
 from jepa.evaluation import linear_probe as linear_probe_module
-from jepa.evaluation import pca
+from jepa.evaluation import logistic_regression, pca, penalty_selection
 from jepa.evaluation.collapse import feature_std, rankme, spectrum
 from jepa.evaluation.features import Features
 from jepa.evaluation.knn import knn
 from jepa.evaluation.labels import standard_error
 from jepa.evaluation.linear_probe import draw_stratified, few_labels, linear_probe
-from jepa.evaluation.logistic_regression import accuracy, feature_statistics, fit_logistic
+from jepa.evaluation.logistic_regression import (
+    Preconditioner,
+    accuracy,
+    feature_statistics,
+    fit_folds,
+    fit_logistic,
+)
 from jepa.evaluation.pca import principal_axes
+from jepa.evaluation.penalty_selection import fit_draws, is_tie
 from jepa.evaluation.scores import score
 from jepa.report.text import score_table
 
@@ -148,6 +155,54 @@ def test_weights_in_chunks_minimize_the_same_loss():
     assert torch.allclose(whole, chunked, atol=1e-3)
     original = standardization.to_original(whole)
     assert torch.allclose(standardization.from_original(original), whole, atol=1e-5)
+
+
+def test_folds_fitted_at_once_are_those_fitted_separately():
+    train = planted(600, 12, 4, 2.0, 0)
+    kept = torch.rand(3, 600, generator=torch.Generator().manual_seed(0)) < 0.8
+    weights = kept.float() / kept.sum(1, keepdim=True)
+    moments = Preconditioner(train.x.square().mean(0))
+    together = fit_folds(
+        train.x, train.labels, torch.zeros(3, 4, 13), 1e-2, row_weights=weights, preconditioner=moments
+    )
+    for rows, fold in zip(kept, together, strict=True):
+        alone = fit_logistic(train.x[rows], train.labels[rows], torch.zeros(4, 13), 1e-2)
+        assert torch.allclose(fold, alone, atol=1e-2)
+
+
+@pytest.mark.parametrize("size", [40, 200])  # fewer and more features than their width
+def test_each_draw_has_the_optimal_weights_of_the_common_penalty(size):
+    train = planted(400, 64, 4, 3.0, 0)
+    draws = [(train.x[start : start + size], train.labels[start : start + size]) for start in range(0, 2 * size, size)]
+    fitted, penalty = fit_draws(draws, 4)
+    assert len(fitted) == len(draws)
+    for (x, labels), weights in zip(draws, fitted, strict=True):
+        standardization = feature_statistics(x)
+        optimum = fit_logistic(standardization(x), labels, torch.zeros(4, 65), penalty)
+        predicted = [train.x @ w[:, :-1].T + w[:, -1] for w in (weights, standardization.to_original(optimum))]
+        assert (predicted[0].argmax(1) == predicted[1].argmax(1)).float().mean() > 0.98
+
+
+def test_the_work_of_the_probes_is_bounded(monkeypatch):
+    passes, decompositions = [], []
+    forward, decompose = logistic_regression.logits, penalty_selection.principal_axes
+    monkeypatch.setattr(logistic_regression, "logits", lambda x, w: (passes.append(len(w)), forward(x, w))[1])
+    monkeypatch.setattr(penalty_selection, "principal_axes", lambda m: (decompositions.append(1), decompose(m))[1])
+    train, test = planted(1000, 48, 20, 2.0, 0), planted(200, 48, 20, 2.0, 1)
+    linear_probe(train, test)
+    assert len(passes) < 600  # 9 penalties x 5 folds x 100 iterations take 4,500 passes
+    passes.clear()
+    few_labels(train, test, 0.1)
+    assert len(passes) < 5 * 600
+    assert len(decompositions) == 2  # the linear probe, and all draws
+
+
+def test_differences_within_a_standard_error_are_ties():
+    few, many = torch.tensor([1.0] + [0.0] * 99), torch.tensor([1.0] * 10 + [-1.0] * 2 + [0.0] * 88)
+    assert is_tie(few)
+    assert is_tie(torch.zeros(10))
+    assert is_tie(-many)
+    assert not is_tie(many)
 
 
 def test_unlabeled_images_are_not_scored():

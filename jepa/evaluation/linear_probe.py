@@ -8,7 +8,8 @@ from torch import Tensor
 from jepa.config import InputError
 from jepa.evaluation.features import Features
 from jepa.evaluation.labels import check_labels, num_classes
-from jepa.evaluation.logistic_regression import accuracy, fit_in_chunks, fit_in_memory
+from jepa.evaluation.logistic_regression import accuracy
+from jepa.evaluation.penalty_selection import fit_draws, fit_in_chunks, fit_in_memory
 
 __all__ = ["few_labels", "linear_probe"]
 
@@ -44,20 +45,18 @@ def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[
 def few_labels(train: Features, test: Features, fraction: float) -> list[float]:
     """Return the accuracies, in percent, of linear probes fitted on a fraction of the images of each class.
 
-    There are five probes, each fitted on a random draw of images, which are the same for all encoders; the penalty is
-    selected on the first. The result is empty if the fraction is less than one image for some class.
+    There are five probes, each fitted on a random draw of images, which are the same for all encoders. They have a
+    common penalty, selected on held-out images of the draws. The result is empty if the fraction is less than one image
+    for some class.
     """
     train_labels, test_labels = check_labels(train, test)
     class_sizes = train_labels.unique(return_counts=True)[1]
     if round(fraction * int(class_sizes.min())) < 1:
         return []
-    classes = num_classes(train_labels, test_labels)
-    accuracies, penalty = [], None
-    for seed in range(FEW_LABEL_DRAWS):
-        indices = draw_stratified(train_labels, fraction, seed)
-        weights, penalty = fit_in_memory(train.x[indices], train_labels[indices], classes, penalty)
-        accuracies.append(accuracy(test.x, test_labels, weights))
-    return accuracies
+    indices = (draw_stratified(train_labels, fraction, seed) for seed in range(FEW_LABEL_DRAWS))
+    draws = ((train.x[draw], train_labels[draw]) for draw in indices)
+    weights, _ = fit_draws(draws, num_classes(train_labels, test_labels))
+    return [accuracy(test.x, test_labels, fitted) for fitted in weights]
 
 
 def draw_stratified(labels: Tensor, fraction: float, seed: int) -> Tensor:
