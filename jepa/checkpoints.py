@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from jepa.config import InputError
 from jepa.files import atomic_write
 from jepa.objectives import Objective
 
-__all__ = ["load_tensors", "read_checkpoint", "to_tensors", "write_checkpoint"]
+__all__ = ["is_finite", "load_tensors", "read_checkpoint", "to_tensors", "write_checkpoint"]
 
 METADATA_KEYS = {"3": "metadata", "2": "metadata", "1": "facts"}  # in the header of a checkpoint, by its format
 FORMAT = next(iter(METADATA_KEYS))  # 1 is version 0.1.0; 1 and 2 have no checksum
@@ -41,11 +42,11 @@ def write_checkpoint(path: Path, tensors: dict[str, Tensor], metadata: dict[str,
 
 
 def checksum(tensors: dict[str, Tensor], text: str) -> str:
-    """Return a hash of the names, types, shapes and values of tensors, and of a text."""
+    """Return a hash of the names, types, shapes and CRC-32 of tensors, and of a text."""
     digest = hashlib.sha256(text.encode())
     for name, tensor in sorted(tensors.items()):
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
-        digest.update(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        content = zlib.crc32(tensor.detach().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {content}\n".encode())
     return digest.hexdigest()
 
 
@@ -76,9 +77,16 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise _damaged(path, "its header has no valid metadata") from error
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+        if not is_finite(tensor):
             raise _damaged(path, f"{name} contains NaN or infinite values")
     return tensors, metadata
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Return whether a tensor has no NaN or infinite values."""
+    if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # the sum is fast, but may overflow
+        return True
+    return bool(tensor.isfinite().all())
 
 
 def _damaged(path: Path, reason: str) -> InputError:

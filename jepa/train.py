@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from jepa import distributed
 from jepa.backbones import fit_layers, has_fitted_layers
-from jepa.checkpoints import load_tensors, to_tensors
+from jepa.checkpoints import is_finite, load_tensors, to_tensors
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with, stop_signals
@@ -244,7 +244,7 @@ def diverged(what: str, step: int, logger: TrainingLogger) -> InputError:
 def check_finite(step: int, objective: Objective, logger: TrainingLogger, moments: Sequence[Tensor] = ()) -> None:
     """Raise `InputError` if weights or moments are NaN or infinite, so that they are neither evaluated nor saved."""
     tensors = [*objective.state_dict().values(), *moments]
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors if tensor.is_floating_point()):
+    if not all(is_finite(tensor) for tensor in tensors):
         raise diverged("the weights are NaN or infinite", step, logger)
 
 

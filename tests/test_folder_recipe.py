@@ -36,7 +36,7 @@ def started(monkeypatch) -> list[tuple[Config, Path]]:
         (["--data.image-size=90"], (90, 90)),
         (["--data.image-size", "96", "128"], (96, 128)),
         (["--data.image-size", "96", "128", "--seed", "3"], (96, 128)),
-        (["--seed", "3", "--data.image-size", "28", "--device", "cpu"], (28, 28)),
+        (["--seed", "3", "--data.image-size", "28"], (28, 28)),
     ],
 )
 def test_settings_are_chosen_from_the_images_and_printed(capsys, started, pets, tmp_path, recipe, flags, size):

@@ -76,7 +76,7 @@ def stripes(tmp_path):
 
 def test_saccade_learns_to_predict_codes(tiny, tmp_path, stripes):
     objective = SaccadeConfig(patch_codes=1, prediction=0, cycle=0, variance=0, covariance=0, hidden=32)
-    config = override(tiny, objective=objective, data__source=stripes, steps=100, log_every=1, optim__lr=3e-3)
+    config = override(tiny, objective=objective, data__source=stripes, steps=100, save_every=100, optim__lr=3e-3)
     run = train(config, tmp_path / "run")
     losses = [record["patch_codes"] for record in Run.open(run.path).metrics() if "patch_codes" in record]
     assert len(losses) == 100

@@ -307,7 +307,7 @@ def test_impossible_masks_are_refused_before_a_folder_is_made(tiny, tmp_path):
     ],
 )
 def test_auto_is_bf16_on_cpus_with_instructions_for_it(text, expected, monkeypatch):
-    def read_text(path):
+    def read_text(path, encoding):
         assert path == Path("/proc/cpuinfo")
         if text is None:
             raise FileNotFoundError(path)

@@ -26,7 +26,7 @@ __all__ = ["fit_draws", "fit_in_chunks", "fit_in_memory"]
 PENALTIES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 3e-5, 1e-5)
 MIN_HELD_OUT = 1000  # minimum number of features to select a penalty on, over all folds
 MAX_FOLDS = 5  # maximum number of folds, each of a tenth of the features
-SELECTION_TOLERANCE = 1e-4  # likewise, for the fits that select the penalty; 1e-3 costs a point with few labels
+SELECTION_TOLERANCE = 1e-4  # change of the loss at which the fits that select the penalty stop
 MAX_AXES_POINTS = 10_000  # maximum number of features that determine the axes; any axes give the same optimum
 MAX_DECREASE = 0.005  # decrease of the held-out accuracy at which the selection ends
 
