@@ -20,7 +20,7 @@ from jepa.config import Config, DataConfig, InputError, SupervisedConfig
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, Batch, auto_workers, evenly_spaced, open_dataset, split_holdout
-from jepa.distributed import keep_freed_memory, pick_device
+from jepa.distributed import keep_freed_memory, pick_device, pick_precision
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
@@ -125,7 +125,7 @@ class EvaluationRun:
             train=train,
             test=test,
             split=split,
-            store=FeatureStore(output.path / "features", json.dumps(stamp)),
+            store=FeatureStore(output.path / "features", json.dumps(stamp), pick_precision(config.precision, device)),
             workers=auto_workers(device) if data.workers is None else data.workers,
         )
 
@@ -245,7 +245,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
             "test": len(run.test.indices),
             "split": run.split + _unlabeled_text(run.train, run.test),
         },
-        "protocol": PROTOCOL,
+        "protocol": {"precision": f"features computed in {run.store.precision}, as in training"} | PROTOCOL,
         "version": __version__,
     }
     if warning := warning_of(run, scores):

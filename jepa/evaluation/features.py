@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -66,6 +66,7 @@ class FeatureStore:
 
     folder: Path
     stamp: str
+    precision: Literal["fp32", "bf16"] = "fp32"  # of the forward pass
 
     def extract(
         self,
@@ -83,13 +84,15 @@ class FeatureStore:
         """
         subset_hash = hashlib.blake2b(dataset.name.encode() + digest(indices), digest_size=4).hexdigest()
         target = self.folder / f"{name}-{subset_hash}"
-        dependencies = [self.stamp, DECODER, dataset.signature, dataset.shape, dataset.canvas, encoder.size]
+        dependencies = [self.stamp, self.precision, DECODER, dataset.signature, dataset.shape, dataset.canvas]
+        dependencies.append(encoder.size)
         key = f"{weights_digest(encoder)} {json.dumps(dependencies)}"
         features = self._open(target, key, dataset)
         if features is None and not self._is_writable():
-            return extract(encoder, dataset, indices, label=label, workers=workers)
+            return extract(encoder, dataset, indices, label=label, workers=workers, precision=self.precision)
         if features is None:
-            batches = encode(encoder, dataset, indices, last4=True, label=label, workers=workers)
+            options: dict[str, Any] = {"last4": True, "label": label, "workers": workers, "precision": self.precision}
+            batches = encode(encoder, dataset, indices, **options)
             try:
                 with lock(self.folder / ".lock"):
                     self._write(target, key, dataset, batches)
@@ -177,14 +180,15 @@ def extract(
     last4: bool = True,
     label: str | None = None,
     workers: int = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Features:
     """Return the features of the images at `indices`, skipping unreadable images.
 
     `last4` also returns the last four layers, if the encoder has at least four. `label` is the title of the progress
-    bar, and `workers` is the number of processes that decode images. Raises `InputError` if no image is readable, or if
-    the features contain NaN or infinite values.
+    bar, `workers` is the number of processes that decode images, and `precision` is that of the forward pass. Raises
+    `InputError` if no image is readable, or if the features contain NaN or infinite values.
     """
-    batches = list(encode(encoder, dataset, indices, last4=last4, label=label, workers=workers))
+    batches = list(encode(encoder, dataset, indices, last4=last4, label=label, workers=workers, precision=precision))
     widths = [layer.shape[-1] for layer in batches[0][1]]
     layers = torch.cat([torch.cat(layers, -1) for _, layers in batches])
     return as_features(layers, widths, torch.cat([batch_indices for batch_indices, _ in batches]), dataset)
@@ -199,7 +203,14 @@ def as_features(layers: Tensor, widths: list[int], indices: Tensor, dataset: Ima
 
 @torch.no_grad()
 def encode(
-    encoder: Encoder, dataset: ImageDataset, indices: Tensor, *, last4: bool, label: str | None, workers: int
+    encoder: Encoder,
+    dataset: ImageDataset,
+    indices: Tensor,
+    *,
+    last4: bool,
+    label: str | None,
+    workers: int,
+    precision: Literal["fp32", "bf16"],
 ) -> Iterator[tuple[Tensor, list[Tensor]]]:
     """Yield batches of features: the indices (B,) of readable images, and one or four layers averaged over tokens."""
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
@@ -211,7 +222,8 @@ def encode(
         if not batch.readable.any():
             continue
         images = resize(batch.pixels[batch.readable].to(encoder.device), encoder.size)
-        with eval_mode(encoder):
+        autocast = torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16")
+        with eval_mode(encoder), autocast:
             tokens = encoder(images, layers=layers)
         pooled = [encoder.backbone.pool(layer).float().cpu() for layer in tokens.layers]
         if not all(bool(layer.isfinite().all()) for layer in pooled):
