@@ -84,6 +84,8 @@ class Child:
             os.setsid()
             os.dup2(writer, 1)
             os.dup2(writer, 2)
+            sys.stdout = os.fdopen(1, "w", encoding="utf-8", closefd=False)  # that of the parent may be a file
+            sys.stderr = os.fdopen(2, "w", encoding="utf-8", closefd=False)
             code = exit_code(action)
         finally:
             os._exit(code)
@@ -195,9 +197,12 @@ class Lab:
 
 
 def wait_for_steps(run: Run, count: int, child: Child) -> None:
-    """Wait until a training process has logged `count` further steps."""
+    """Wait until a training process has logged `count` further steps, or has ended."""
     start, end = len(run.metrics()), time.monotonic() + TIMEOUT
     while len(run.metrics()) < start + count and time.monotonic() < end:
+        if os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT):
+            return
+        child.read()
         time.sleep(0.005)
 
 
