@@ -245,7 +245,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
             "test": len(run.test.indices),
             "split": run.split + _unlabeled_text(run.train, run.test),
         },
-        "protocol": {"precision": f"features computed in {run.store.precision}, as in training"} | PROTOCOL,
+        "protocol": {"precision": f"features computed in {run.store.precision}"} | PROTOCOL,
         "version": __version__,
     }
     if warning := warning_of(run, scores):
@@ -258,6 +258,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
     notes = dict.fromkeys(note for dataset in datasets for note in dataset.notes)
+    if run.checkpoint == "best":
+        notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
     if run.folder.metrics_changed(run.metadata):
         notes["metrics.jsonl has changed since the checkpoint was saved, so the training curves may be wrong"] = None
     if notes:

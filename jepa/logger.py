@@ -21,7 +21,7 @@ from jepa.files import printable
 from jepa.objectives import Objective
 from jepa.runs import Run
 
-__all__ = ["TrainingLogger", "collapse_warning", "online_warning"]
+__all__ = ["TrainingLogger", "collapse_warning", "duration", "online_warning"]
 
 MIN_SHOWN_WAIT = 0.05  # fraction of time spent waiting for data that is reported if it exceeds this
 KNN_DROP = 2.0  # points; warn if kNN falls further than this below the untrained encoder's
@@ -54,10 +54,11 @@ def online_warning(scores: dict[str, float], untrained: dict[str, float], object
 
 
 def duration(seconds: float) -> str:
-    """Return a time in the unit that gives it one to three digits."""
-    if seconds < 60:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 100 * 60 else f"{seconds / 3600:.1f} h"
+    """Return a time in seconds, minutes or hours."""
+    for unit, length in (("h", 3600), ("min", 60)):
+        if seconds >= 2 * length:
+            return f"{seconds / length:.1f} {unit}"
+    return f"{seconds:.0f} s"
 
 
 class TrainingLogger:

@@ -21,7 +21,7 @@ from torch import Tensor
 from jepa.backbones import Encoder, copy_fitted_layers
 from jepa.checkpoints import load_tensors, read_checkpoint, write_checkpoint
 from jepa.config import CodeConfig, Config, InputError
-from jepa.config.serialization import flat, from_dict, read_config, read_json, to_dict
+from jepa.config.serialization import flat, from_dict, read_config, to_dict
 from jepa.config.user_code import changes_allowed, loaded_code
 from jepa.files import Locked, atomic_write, lock, remove_leftovers
 from jepa.objectives import Objective, build_objective
@@ -104,23 +104,22 @@ class Run:
     @property
     def is_unfinished_start(self) -> bool:
         """Whether the run ended before its first checkpoint, so that training starts again at the first step."""
-        save_every = read_json(self.path / "config.json").get("save_every", Config.save_every)
-        return not self.checkpoint().exists() and self._last_logged_step() <= save_every
+        return not self.checkpoint().is_file() and self._last_logged_step() <= self.config.save_every
 
     def _last_logged_step(self) -> int:
         return max((record["step"] for record in self.metrics()), default=0)
 
     def require_checkpoint_of_metrics(self) -> None:
         """Raise `InputError` if the last checkpoint is missing although the run has reached it."""
-        if not self.checkpoint().exists() and not self.is_unfinished_start:
+        if not self.checkpoint().is_file() and not self.is_unfinished_start:
             raise InputError(
                 f"{self.checkpoint()} is missing, although the run had reached step {self._last_logged_step():,}; "
                 "restore it from a copy, or train into another folder with --run DIR"
             )
 
     @contextmanager
-    def lock(self, name: str = "training") -> Iterator[None]:
-        """Hold the run as its only process of this kind, training or evaluation, during a `with` block.
+    def lock(self) -> Iterator[None]:
+        """Hold the run as the only process that trains it, during a `with` block.
 
         Creates the folder if it is missing, and removes it at the end if nothing was written to it. Raises `InputError`
         if another process holds the run.
@@ -129,12 +128,12 @@ class Run:
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
         try:
-            with lock(self.path / f".{name}.lock"):
+            with lock(self.path / ".training.lock"):
                 yield
         except Locked as holder:
             raise InputError(
-                f"{self.path} is in use: {name} by {holder} writes into it; wait until it ends or stop it, or use "
-                "another folder"
+                f"{self.path} is being trained by {holder}; wait until it ends or stop it, or use another folder with "
+                "--run DIR"
             ) from holder
         finally:
             if is_new:
@@ -158,7 +157,7 @@ class Run:
     def save(self, name: str, tensors: dict[str, Tensor], **metadata: Any) -> None:
         """Write a checkpoint. `metadata` are JSON values that are stored in its header.
 
-        They are completed by the size and the hash of metrics.jsonl, which `check_metrics` compares.
+        They are completed by the size and the hash of metrics.jsonl, which `metrics_changed` compares.
         """
         with self.writing():
             write_checkpoint(self.checkpoint(name), tensors, metadata | {"metrics": self._metrics_hash()})

@@ -22,7 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from types import FrameType
-from typing import NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +32,7 @@ from jepa.backbones import fit_layers, has_fitted_layers
 from jepa.checkpoints import is_finite, load_tensors, to_tensors
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
-from jepa.config.errors import Interrupted, exit_with, stop_signals
+from jepa.config.errors import Interrupted, exit_with, handle_stop
 from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
@@ -169,7 +169,7 @@ def start_run(
         step, seconds = int(metadata["step"]), float(metadata["seconds"])
         distributed.barrier()  # all ranks have finished reading
         if distributed.is_main():
-            tell_changes(run, step, before, config, metadata["images"] != dataset.signature)
+            tell_changes(run, before, config, metadata, dataset.signature)
         if step >= config.steps:
             return step, seconds
         if distributed.is_main():
@@ -182,21 +182,19 @@ def start_run(
     return step, seconds
 
 
-def tell_changes(run: Run, step: int, before: Config, now: Config, new_images: bool) -> None:
-    """Print what is different for a run that is resumed at `step`."""
+def tell_changes(run: Run, before: Config, now: Config, metadata: dict[str, Any], images: str) -> None:
+    """Print what is different for a run that is resumed from a checkpoint with these metadata."""
+    step = int(metadata["step"])
     if step >= now.steps:
-        message = f"{run.path} is already complete at step {step:,}; a larger --steps continues it"
-    elif before.steps != now.steps:
-        message = changed_schedule(step, before, now)
+        messages = [f"{run.path} is already complete at step {step:,}; a larger --steps continues it"]
     else:
-        message = ""
-    if message:
+        messages = [changed_schedule(step, before, now)] if before.steps != now.steps else []
+        if metadata["images"] != images:
+            messages.append("warning: the images have changed since the checkpoint, so the training order will differ")
+        if run.metrics_changed(metadata):
+            messages.append("warning: metrics.jsonl has changed since the checkpoint; its valid records are kept")
+    for message in messages:
         print(f"jepa: {message}", file=sys.stderr)
-    if new_images and step < now.steps:
-        print(
-            "jepa: warning: the images have changed since the last checkpoint, so the training order will differ",
-            file=sys.stderr,
-        )
 
 
 def changed_schedule(step: int, before: Config, now: Config) -> str:
@@ -258,7 +256,7 @@ def save(
         logger.save("last", step, to_tensors(objective, optimizer), data.dataset.signature)
 
 
-def stopped_loading(error: Exception, step: int, steps: int, received_signal: int) -> Exception:
+def stopped_loading(error: Exception, step: int, steps: int, received_signal: int) -> BaseException:
     """Return the error to raise after the images of the next step could not be loaded, and the run has been saved."""
     if received_signal:  # it has also ended the workers
         return Interrupted(f"stopped at step {step} of {steps}", received_signal)
@@ -310,12 +308,8 @@ def catch_signals() -> Iterator[Callable[[], int]]:
             raise KeyboardInterrupt
         received = number
 
-    handlers = {number: signal.signal(number, handle) for number in stop_signals()}
-    try:
+    with handle_stop(handle):
         yield lambda: received
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
 
 
 def run_training(given: TrainArguments, arguments: Sequence[str]) -> int:

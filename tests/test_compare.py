@@ -61,6 +61,13 @@ def test_the_text_has_80_columns_and_explains_every_alias(twelve, tmp_path, blan
     assert table.count("RankMe") == 1  # in a table below that of the accuracies
 
 
+def test_the_last_and_the_best_checkpoint_do_not_share_a_row(tmp_path, blank):
+    paths = [evaluated(tmp_path / str(seed), override(tiny_config("toy"), seed=seed)) for seed in (0, 1)]
+    file = paths[1] / "evaluation.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": "best"}))
+    assert [group.differing for group in gather(paths)] == [{"checkpoint": "last"}, {"checkpoint": "best"}]
+
+
 def test_runs_that_differ_only_in_the_seed_share_a_row(tmp_path, blank):
     config = tiny_config("toy")
     changes = {"a": {"seed": 0}, "b": {"seed": 1}, "c": {"steps": 3}}

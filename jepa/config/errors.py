@@ -13,10 +13,20 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from jepa.config.hints import shown
-from jepa.config.terminal import prepare_streams
 from jepa.files import printable
+from jepa.terminal import prepare_streams
 
-__all__ = ["InputError", "Interrupted", "check_limits", "closest", "exit_with", "require", "stop_signals", "suggest"]
+__all__ = [
+    "InputError",
+    "Interrupted",
+    "check_limits",
+    "closest",
+    "exit_with",
+    "handle_stop",
+    "require",
+    "stop_signals",
+    "suggest",
+]
 
 STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU)
 """Signals by which users, terminals, containers and job schedulers ask a program to stop."""
@@ -29,8 +39,11 @@ class InputError(Exception):
     """Invalid user input. The message is one sentence: what was given, what is accepted, how to fix it."""
 
 
-class Interrupted(Exception):  # noqa: N818  (as KeyboardInterrupt)
-    """A signal has asked the program to stop; in training, after everything was saved."""
+class Interrupted(BaseException):
+    """A signal has asked the program to stop; in training, after everything was saved.
+
+    Like `KeyboardInterrupt`, it is not an `Exception`, so that no handler of errors takes it for one.
+    """
 
     def __init__(self, message: str, signal_number: int) -> None:
         super().__init__(message)
@@ -47,19 +60,20 @@ def stop_signals() -> list[signal.Signals]:
     return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
+def interrupt(number: int, frame: FrameType | None) -> None:
+    """Raise `Interrupted`, so that temporary files are removed on the way out: a handler of signals."""
+    raise Interrupted("interrupted", number)
+
+
 @contextmanager
-def stopped_by_signals() -> Iterator[None]:
-    """Raise `Interrupted` in the block when a signal asks to stop, so that temporary files are removed."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        raise Interrupted("interrupted", number)
-
-    handlers = {number: signal.signal(number, stop) for number in stop_signals()}
+def handle_stop(handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Call a handler when a signal asks to stop during a `with` block."""
+    handlers = {number: signal.signal(number, handler) for number in stop_signals()}
     try:
         yield
     finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
+        for number, previous in handlers.items():
+            signal.signal(number, previous)
 
 
 def require(condition: bool, message: str) -> None:
@@ -110,7 +124,7 @@ def exit_with(command: Callable[[], int]) -> NoReturn:
 def _exit_code(command: Callable[[], int]) -> int:
     """Return the exit code of a command, and print its error."""
     try:
-        with stopped_by_signals():
+        with handle_stop(interrupt):
             code = command()
         if sys.stdout:
             sys.stdout.flush()

@@ -177,7 +177,7 @@ def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Pat
 
 
 def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache | None:
-    """Open the cache of a dataset, and delete stale ones of the same split; add a note if the disk is full."""
+    """Open the cache of a dataset, and delete stale ones of the same split; add a note if it cannot be written."""
     channels, height, width = dataset.shape
     prefix = f"{split}-{width}x{height}x{channels}-{'cut' if dataset.canvas else 'whole'}"
     path = folder / f"{prefix}-{dataset.signature}-{DECODER}.pixels"
@@ -190,7 +190,7 @@ def _open_cache(dataset: ImageDataset, split: str, folder: Path) -> PixelCache |
     except OSError as error:
         dataset.notes += (
             f"{dataset.nbytes / 1e9:.1f} GB of decoded images cannot be cached in {folder} ({error.strerror}), so they "
-            "are decoded in every epoch; free disk space to train faster",
+            "are decoded in every epoch",
         )
         return None
 

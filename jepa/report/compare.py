@@ -103,6 +103,7 @@ def gather(paths: Sequence[Path]) -> list[Group]:
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             settings["evaluated on"] = result["data"]["source"]
+            settings["checkpoint"] = result.get("checkpoint", "last")
             key = json.dumps([settings, result["data"], result["protocol"]], sort_keys=True)
             result["trained"]
         except (ValueError, KeyError, TypeError) as error:

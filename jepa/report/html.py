@@ -15,12 +15,13 @@ from jepa.config import InputError
 from jepa.config.serialization import to_dict
 from jepa.evaluate import EvaluationRun
 from jepa.files import printable
+from jepa.logger import duration
 from jepa.report.figures import draw
 from jepa.report.page import html_cell, html_document, html_figure, html_image, html_list, html_table
 from jepa.report.plot_attention import animate_attention
 from jepa.report.provenance import changed_settings, describe_machine, describe_parameters
 from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
-from jepa.report.verdict import verdict
+from jepa.report.verdict import SAMPLE_NOTE, verdict
 
 __all__ = ["verdict", "write_report"]
 
@@ -75,9 +76,6 @@ PROJECTIONS = {
     "UMAP": "The projection is UMAP with a fixed seed; distances between clusters mean little.",
     "PCA": "The projection is PCA: the two principal axes of the features. UMAP needs umap-learn and enough images.",
 }
-SAMPLE_NOTE = (
-    "Raw pixels are a strong baseline for the small, centered images of the sample; CIFAR-10 is a better test."
-)
 
 
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
@@ -160,14 +158,6 @@ def score_section(result: dict[str, Any]) -> str:
         tables.append(html_table([head, "top-1, %", "MRR"], rows))
     caption = "<figcaption>The best score of each column is in bold.</figcaption>"
     return "\n".join(["<h2>Scores</h2>", *tables, caption, html_list(result["protocol"], "notes", ": ")])
-
-
-def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
-    for unit, length in (("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} s"
 
 
 def projection_caption(figure: Figure) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa.files import printable
-from jepa.report.verdict import verdict
+from jepa.report.verdict import SAMPLE_NOTE, verdict
 
 __all__ = [
     "COLUMN_TITLES",
@@ -119,7 +119,7 @@ def _conclusion(result: dict[str, Any]) -> str:
     lines = [wrap(verdict(result))]
     if result["data"]["source"] == "sample":
         lines += [
-            wrap("Raw pixels are a strong baseline for these small, centered images; CIFAR-10 is a better test:"),
+            wrap(SAMPLE_NOTE),
             f"    jepa train {HARDER_RECIPES.get(result['name'], 'ijepa-cifar10')}",
         ]
     return "\n".join(lines)

@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 from typing import Any
 
-__all__ = ["verdict"]
+__all__ = ["SAMPLE_NOTE", "verdict"]
 
 MAX_UNTRAINED_SCORE = 95.0  # accuracy in percent above which the untrained encoder leaves too little room to improve
 MIN_STANDARD_ERRORS = 2  # smaller gains over the untrained encoder may be due to chance
+SAMPLE_NOTE = (
+    "Raw pixels are a strong baseline for the small, centered images of the sample; CIFAR-10 is a better test."
+)
 
 
 def verdict(result: dict[str, Any]) -> str:
