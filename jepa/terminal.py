@@ -8,13 +8,13 @@ import os
 import sys
 import unicodedata
 
-__all__ = ["prepare_streams"]
+__all__ = ["as_printed", "prepare_streams"]
 
 ASCII = {
     **dict.fromkeys("–—−‐‑─━═╌", "-"),
     **dict.fromkeys("│┃║", "|"),
     **dict.fromkeys("╭╮╰╯┌┐└┘├┤┬┴┼", "+"),
-    **{"±": "+/-", "…": "...", "×": "x", "·": "*", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "²": "^2"},
+    **{"±": "+-", "…": "...", "×": "x", "·": "*", "→": "->", "←": "<-", "≤": "<=", "≥": ">=", "²": "^2"},
     **{"‘": "'", "’": "'", "“": '"', "”": '"', "\u00a0": " "},
 }
 """Readable replacements of characters that an encoding lacks."""
@@ -34,12 +34,20 @@ def _replacement(character: str) -> str:
     return ASCII.get(character) or base or character.encode("unicode_escape").decode()
 
 
+codecs.register_error(HANDLER, readable)
+
+
+def as_printed(text: str) -> str:
+    """Return text as standard output shows it, after `prepare_streams`: the widths of tables depend on it."""
+    encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
+    return text.encode(encoding, HANDLER).decode(encoding)
+
+
 def prepare_streams() -> None:
     """Print text that the encoding of the terminal lacks in a readable form, and no progress bars into files.
 
     Without a terminal, tqdm is switched off for other packages, such as those that download datasets.
     """
-    codecs.register_error(HANDLER, readable)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors=HANDLER)

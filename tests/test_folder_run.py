@@ -118,7 +118,7 @@ def test_a_resumed_run_warns_if_the_images_have_changed(tmp_path, capsys):
     assert "have changed" not in capsys.readouterr().err
     photo(seed=99).save(tmp_path / "99.png")
     train(override(run.config, steps=6), run.path, resume=True)
-    assert "the images have changed since the last checkpoint" in capsys.readouterr().err
+    assert "the images have changed since the checkpoint" in capsys.readouterr().err
 
 
 def test_runs_are_bitwise_the_same_with_and_without_a_cache(zoo, tmp_path):

@@ -1,7 +1,9 @@
 """The text of `jepa evaluate` fits 80 columns, whatever the scores are."""
 
 import copy
+import io
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -57,9 +59,11 @@ def is_narrow(text: str) -> bool:
     return all(len(line) <= 80 for line in text.splitlines())
 
 
+@pytest.mark.parametrize("encoding", ["utf-8", "ascii"])
 @pytest.mark.parametrize("scores", [USUAL, WIDE])
 @pytest.mark.parametrize("rows", [ROWS, ("trained", "untrained", "pixels")])
-def test_the_output_fits_80_columns(scores, rows):
+def test_the_output_fits_80_columns(scores, rows, encoding, monkeypatch):
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(io.BytesIO(), encoding=encoding))
     energy = {name: [1e6 / (step + 1) for step in range(13)] for name in ("total", "attention", "hopfield")}
     text = as_text(
         result(
@@ -74,6 +78,7 @@ def test_the_output_fits_80_columns(scores, rows):
         "runs/demo",
     )
     assert is_narrow(text)
+    assert encoding == "utf-8" or text.isascii()
 
 
 def test_all_columns_are_shown_for_usual_scores():

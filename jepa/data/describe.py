@@ -24,7 +24,7 @@ MAX_COMPARED_IMAGES = 20_000  # maximum number of images of a split that are com
 MAX_LISTED = 5  # maximum number of files, groups or classes in a list
 MAX_KINDS = 12  # maximum number of kinds of files
 SHEET_EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
-WIDTH, INDENT = 100, 14  # columns of the text, and of the titles of its lines
+WIDTH, INDENT = 80, 14  # columns of the text, and of the titles of its lines
 
 
 def inspect_source(source: str, sheet: Path, inspect_all: bool = False) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 from jepa.files import printable
 from jepa.report.verdict import SAMPLE_NOTE, verdict
+from jepa.terminal import as_printed
 
 __all__ = [
     "COLUMN_TITLES",
@@ -127,7 +128,7 @@ def _conclusion(result: dict[str, Any]) -> str:
 
 def wrap(text: str) -> str:
     """Break text into lines of at most 80 characters at spaces, but not at those of `unbroken` names."""
-    text = printable(text, keep=SPACE)
+    text = as_printed(printable(text, keep=SPACE))
     lines = textwrap.wrap(text, WIDTH, break_long_words=False, break_on_hyphens=False)
     return "\n".join(lines).replace(SPACE, " ")
 
@@ -235,6 +236,7 @@ def _compact(number: float, decimals: int, limit: float) -> str:
 
 def text_table(rows: Sequence[Sequence[str]], gap: int = 2) -> str:
     """Align rows of equal length in columns `gap` spaces apart, the first to the left and the rest to the right."""
+    rows = [[as_printed(cell) for cell in cells] for cells in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join(
         (" " * gap).join(
