@@ -206,7 +206,9 @@ def test_umap_separates_classes_and_is_deterministic():
     labels = torch.arange(120) % 3
     x = torch.randn(120, 8, generator=generator) + 6 * torch.eye(8)[labels]
     features = Features(x, labels, torch.arange(120), "planted")
+    threads = torch.get_num_threads()
     projection = project(features)
+    assert torch.get_num_threads() == threads
     assert projection.method == "UMAP"
     assert torch.equal(projection.points, project(features).points)
     centers = torch.stack([projection.points[labels == label].mean(0) for label in range(3)])

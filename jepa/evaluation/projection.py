@@ -51,6 +51,8 @@ def umap_points(x: Tensor) -> Tensor:
     nearest = [(chunk @ unit.T).topk(NUM_NEIGHBORS) for chunk in unit.split(1000)]
     cosines, neighbors = torch.cat([top.values for top in nearest]), torch.cat([top.indices for top in nearest])
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # numba starts one thread per core, which PyTorch would use from then on, whatever OMP_NUM_THREADS is
+    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # umap-learn warns about missing TensorFlow, and that a seed disables threads
         from umap.umap_ import UMAP
