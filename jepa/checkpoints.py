@@ -82,6 +82,17 @@ def read_checkpoint(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     return tensors, metadata
 
 
+def read_metadata(path: Path) -> dict[str, Any]:
+    """Return the metadata of a checkpoint without reading its tensors. Raises `InputError` if they are damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = file.metadata() or {}
+        metadata: dict[str, Any] = json.loads(header[METADATA_KEYS[header["format"]]])
+    except (OSError, SafetensorError, ValueError, KeyError, RecursionError) as error:
+        raise _damaged(path, "its header has no valid metadata") from error
+    return metadata
+
+
 def is_finite(tensor: Tensor) -> bool:
     """Return whether a tensor has no NaN or infinite values."""
     if not tensor.is_floating_point() or bool(tensor.sum().isfinite()):  # the sum is fast, but may overflow

@@ -95,6 +95,8 @@ class EvaluationRun:
         folder = Run.open(path)
         output = folder if out is None else Run(out)
         if out is not None:
+            if output.exists and output.path.resolve() != folder.path.resolve():
+                raise InputError(f"--out {out} is another run, whose scores would be replaced; give another folder")
             with output.writing():
                 output.path.mkdir(parents=True, exist_ok=True)
         config = folder.config
@@ -210,7 +212,7 @@ def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str
     return (
         Subset(train, fit),
         Subset(train, held_out),
-        f"no test split: {len(held_out)} training images are held out for scoring",
+        f"no test split: scored on {len(held_out)} of the training images, on which nothing else is fitted",
     )
 
 
@@ -258,6 +260,10 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
     notes = dict.fromkeys(note for dataset in datasets for note in dataset.notes)
+    images = run.metadata.get("images", run.train.dataset.signature)
+    if run.data.source == run.config.data.source and images != run.train.dataset.signature:
+        text = f"the training images of {run.data.source} are not those that the run was trained on, or have changed"
+        notes[text] = None
     if run.checkpoint == "best":
         notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
     if run.folder.metrics_changed(run.metadata):
@@ -355,9 +361,9 @@ def train_supervised(run: EvaluationRun) -> Encoder:
     config = dataclasses.replace(run.config, data=data, batch_size=max(count, run.config.accumulate))
     config = supervised_config(config, len(run.train.dataset.classes))
     images = f"{data.source} {data.holdout} {run.train.dataset.signature}"
-    folder = Run(
-        run.folder.path / "baselines" / f"supervised-{hashlib.blake2b(os.fsencode(images), digest_size=4).hexdigest()}"
-    )
+    name = f"supervised-{hashlib.blake2b(os.fsencode(images), digest_size=4).hexdigest()}"
+    places = [Run(place.path / "baselines" / name) for place in (run.folder, run.output)]
+    folder = next((place for place in places if place.checkpoint().is_file()), places[-1])
     started = folder.checkpoint().is_file()
     if not started or folder.load()[1]["step"] < config.steps:
         train(config, folder.path, resume=started)

@@ -9,8 +9,10 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +22,8 @@ from torch import Tensor
 
 from jepa.backbones import Encoder, copy_fitted_layers
 from jepa.checkpoints import load_tensors, read_checkpoint, write_checkpoint
-from jepa.config import CodeConfig, Config, InputError
+from jepa.config import CodeConfig, Config, InputError, suggest
+from jepa.config.hints import command
 from jepa.config.serialization import flat, from_dict, read_config, to_dict
 from jepa.config.user_code import changes_allowed, loaded_code
 from jepa.files import Locked, atomic_write, lock, remove_leftovers
@@ -81,7 +84,8 @@ class Run:
         """Open a run folder. Raises `InputError` if `path` is not one."""
         run = cls(path)
         if not run.path.is_dir():
-            raise InputError(f"there is no run folder {path}; 'jepa train --run {path}' creates one")
+            near = suggest(run.path.name, (other.parent.name for other in run.path.parent.glob("*/config.json")))
+            raise InputError(f"there is no run folder {path}{near or '; pass the folder that was given as --run'}")
         if not run.exists:
             raise InputError(
                 f"{path} is not a run folder: it has no config.json; pass the folder that was given as --run"
@@ -93,8 +97,8 @@ class Run:
         path = self.path
         if self.exists and not self.is_unfinished_start:
             raise InputError(
-                f"the run {path} already exists: 'jepa evaluate {path}' evaluates it, '--resume' continues it, "
-                f"'--run DIR' trains into another folder, and 'rm -r {path}' removes it"
+                f"the run {path} already exists: '{command('evaluate', path)}' evaluates it, '--resume' continues it, "
+                f"'--run DIR' trains into another folder, and '{shlex.join(['rm', '-r', str(path)])}' removes it"
             )
         if self.exists:
             return
@@ -103,7 +107,10 @@ class Run:
 
     @property
     def is_unfinished_start(self) -> bool:
-        """Whether the run ended before its first checkpoint, so that training starts again at the first step."""
+        """Whether the run ended before its first checkpoint, so that training starts again at the first step.
+
+        What there is of it, such as a `best` checkpoint, is kept under another name.
+        """
         return not self.checkpoint().is_file() and self._last_logged_step() <= self.config.save_every
 
     def _last_logged_step(self) -> int:
@@ -125,6 +132,8 @@ class Run:
         if another process holds the run.
         """
         is_new = not self.path.exists()
+        if not is_new and not self.path.is_dir():
+            raise InputError(f"{self.path} is a file, not a run folder; choose a folder with --run DIR")
         with self.writing():
             self.path.mkdir(parents=True, exist_ok=True)
         try:
@@ -211,14 +220,19 @@ class Run:
         with self.writing(), atomic_write(self._metrics_file) as temporary:
             temporary.write_bytes(kept)
 
-    def set_metrics_aside(self) -> None:
-        """Rename metrics.jsonl, if there is one, before training starts again at the first step."""
-        if self._metrics_file.exists():
-            number = 1
-            while (old := self.path / f"metrics-{number}.jsonl").exists():
-                number += 1
+    def set_aside(self) -> list[Path]:
+        """Rename the metrics, scores and `best` checkpoint, if any, before training starts again at the first step.
+
+        Returns their new paths.
+        """
+        files = [self._metrics_file, self.path / "evaluation.json", self.path / "report.html", self.checkpoint("best")]
+        renamed = []
+        for file in filter(Path.exists, files):
+            paths = (file.with_stem(f"{file.stem}-{number}") for number in count(1))
+            renamed.append(next(path for path in paths if not path.exists()))
             with self.writing():
-                self._metrics_file.rename(old)
+                file.rename(renamed[-1])
+        return renamed
 
     def warning(self) -> str | None:
         """Return the last warning of the run, that it has collapsed or diverged, unless a later evaluation had none."""
@@ -251,7 +265,8 @@ class Run:
         except (OSError, SafetensorError) as error:
             last = self.checkpoint()
             rest = f"; {last} is unchanged: free disk space and continue with --resume" if last.is_file() else ""
-            raise InputError(f"{self.path} cannot be written: {error}{rest}") from error
+            reason = error.strerror if isinstance(error, OSError) and error.strerror else error
+            raise InputError(f"{self.path} cannot be written: {reason}{rest}") from error
 
 
 def is_record(value: Any) -> bool:

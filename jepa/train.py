@@ -33,6 +33,7 @@ from jepa.checkpoints import is_finite, load_tensors, to_tensors
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with, handle_stop
+from jepa.config.hints import command
 from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
@@ -176,7 +177,15 @@ def start_run(
             run.forget_best_after(step)
             run.forget_after(step)
     elif distributed.is_main():
-        run.set_metrics_aside()
+        if resume and not run.exists:
+            print(f"jepa: {run.path} holds no run to resume, so a new one is started", file=sys.stderr)
+        if kept := [path.name for path in run.set_aside()]:
+            names = " and ".join(filter(None, [", ".join(kept[:-1]), kept[-1]]))
+            print(
+                f"jepa: {run.path} has no checkpoint to go on from, so it is trained from the start; {names} "
+                f"{'keeps' if len(kept) == 1 else 'keep'} what it had",
+                file=sys.stderr,
+            )
     if distributed.is_main():
         Run.create(run.path, config)
     return step, seconds
@@ -187,6 +196,8 @@ def tell_changes(run: Run, before: Config, now: Config, metadata: dict[str, Any]
     step = int(metadata["step"])
     if step >= now.steps:
         messages = [f"{run.path} is already complete at step {step:,}; a larger --steps continues it"]
+        if warning := run.warning():
+            messages.append(f"warning: {warning}")
     else:
         messages = [changed_schedule(step, before, now)] if before.steps != now.steps else []
         if metadata["images"] != images:
@@ -307,6 +318,8 @@ def catch_signals() -> Iterator[Callable[[], int]]:
         if received:  # the second signal ends the program at once
             raise KeyboardInterrupt
         received = number
+        if number == signal.SIGINT:  # not by print(), which may be what was interrupted
+            os.write(2, b"\njepa: stopping after this step; Ctrl-C again stops at once, without saving\n")
 
     with handle_stop(handle):
         yield lambda: received
@@ -319,20 +332,21 @@ def run_training(given: TrainArguments, arguments: Sequence[str]) -> int:
         train(given.config, run.path, given.run.resume)
     except Interrupted as stop:
         raise Interrupted(f"{stop}; {how_to_continue(arguments)}", stop.signal_number) from stop
+    except KeyboardInterrupt as stop:
+        text = f"interrupted without saving; {how_to_continue(arguments)}"
+        raise Interrupted(text, signal.SIGINT) from stop
     if os.environ.get("RANK", "0") == "0":
-        if warning := run.warning():
-            print(f"jepa: warning: {warning}", file=sys.stderr)
-        code = f" --code {loaded_code(given.config.code).path}" if given.config.code else ""
-        print(f"run saved to {run.path}; evaluate it with: jepa evaluate {run.path}{code}")
+        code = ["--code", loaded_code(given.config.code).path] if given.config.code else []
+        print(f"run saved to {run.path}; evaluate it with: {command('evaluate', run.path, *code)}")
     return 0
 
 
 def how_to_continue(arguments: Sequence[str]) -> str:
     """Return the command that continues an interrupted run."""
-    command = shlex.join(["jepa", "train", *(argument for argument in arguments if argument != "--resume"), "--resume"])
+    words = [*(argument for argument in arguments if argument != "--resume"), "--resume"]
     if "RANK" in os.environ:
-        command = f"the same torchrun command, with the arguments {command.removeprefix('jepa train ')}"
-    return f"continue with: {command}"
+        return f"continue with: the same torchrun command, with the arguments {shlex.join(words)}"
+    return f"continue with: {command('train', *words)}"
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

@@ -5,10 +5,12 @@ import json
 import matplotlib
 import numpy as np
 import pytest
+import torch
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 
 from jepa.cli import main
+from jepa.config import InputError
 from jepa.report.compare import compare, comparison_table, draw, free_path, gather
 from jepa.report.style import STYLE
 from jepa.runs import Run
@@ -17,12 +19,14 @@ from tests.conftest import override, tiny_config
 SCORES = ("knn", "linear", "linear_last4", "linear_10pc", "linear_1pc", "rankme", "dimension")
 
 
-def evaluated(path, config, value=50.0):
+def evaluated(path, config, value=50.0, **changes):
     """Write a run folder with scores, which took no training."""
     run = Run.create(path, config)
     row = dict.fromkeys(SCORES, value)
     data = {"source": "toy", "train": 80, "test": 40, "split": "train to test"}
-    run.write_json("evaluation.json", {"trained": row, "untrained": row, "data": data, "protocol": {}})
+    result = {"trained": row, "untrained": row, "data": data, "protocol": {}}
+    result |= {"step": config.steps, "steps": config.steps, "train_seconds": 1.0}
+    run.write_json("evaluation.json", result | changes)
     for step in (0, 5):
         run.log({"step": step, "knn": value + step, "rankme": value})
     return run.path
@@ -66,6 +70,47 @@ def test_the_last_and_the_best_checkpoint_do_not_share_a_row(tmp_path, blank):
     file = paths[1] / "evaluation.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"checkpoint": "best"}))
     assert [group.differing for group in gather(paths)] == [{"checkpoint": "last"}, {"checkpoint": "best"}]
+
+
+def test_unfinished_seeds_do_not_share_a_row(tmp_path, blank):
+    config = tiny_config("toy")
+    paths = [evaluated(tmp_path / str(step), override(config, seed=step), step=step) for step in (2, config.steps)]
+    assert [group.differing for group in gather(paths)] == [{"evaluated at step": 2}, {}]
+
+
+def test_scores_of_an_earlier_checkpoint_are_refused(tmp_path, blank):
+    """The run was trained further after its evaluation."""
+    run = Run(evaluated(tmp_path / "a run", tiny_config("toy")))
+    run.save("last", {"model.x": torch.zeros(1)}, step=run.config.steps, seconds=1.04)
+    assert len(gather([run.path])) == 1
+    run.save("last", {"model.x": torch.zeros(1)}, step=run.config.steps, seconds=2.0)
+    with pytest.raises(InputError, match=r"but not of its checkpoint, .* run 'jepa evaluate '.*/a run'' again"):
+        gather([run.path])
+
+
+def test_integers_and_equal_decimals_are_the_same_setting(tmp_path, blank):
+    """Configs written from Python and from the command line differ in this."""
+    paths = [evaluated(tmp_path / str(seed), override(tiny_config("toy"), seed=seed)) for seed in (0, 1)]
+    file = paths[1] / "config.json"
+    values = json.loads(file.read_text())
+    values["objective"]["ema_half_life"] = int(values["objective"]["ema_half_life"])
+    file.write_text(json.dumps(values))
+    assert len(gather(paths)) == 1
+
+
+@pytest.mark.parametrize("trained", [None, [], {"knn": "high"}, {"linear": [1.0]}, "text"])
+def test_damaged_scores_are_one_sentence(trained, tmp_path, blank):
+    path = evaluated(tmp_path / "run", tiny_config("toy"), trained=trained)
+    with pytest.raises(InputError, match="is damaged; run 'jepa evaluate "):
+        gather([path])
+
+
+def test_scores_of_different_images_are_not_compared_silently(tmp_path, blank):
+    paths = [evaluated(tmp_path / "a", tiny_config("toy")), evaluated(tmp_path / "b", tiny_config("toy"))]
+    assert "scored on different images" not in compare(paths, tmp_path / "figure.png")
+    other = {"source": "others", "train": 80, "test": 40, "split": "train to test"}
+    paths.append(evaluated(tmp_path / "c", tiny_config("others"), data=other))
+    assert "scored on different images, so their scores cannot be compared" in compare(paths, tmp_path / "figure.png")
 
 
 def test_runs_that_differ_only_in_the_seed_share_a_row(tmp_path, blank):

@@ -1,5 +1,6 @@
 """Damaged, hostile and contested run folders: a sentence or no harm, never a traceback or a wrong result in silence."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from jepa.config import Config, DataConfig, InputError
 from jepa.config.arguments import RunArguments, TrainArguments
 from jepa.data import open_dataset
 from jepa.data.index import read_index
-from jepa.evaluate import EvaluationRun, evaluate, evaluate_run
+from jepa.evaluate import EvaluationRun, evaluate, evaluate_run, train_supervised
 from jepa.files import Locked, atomic_write, lock, read_record, write_record
 from jepa.optim import build_optimizer
 from jepa.report.plot_curves import curves
@@ -189,6 +190,42 @@ def test_a_run_without_a_checkpoint_is_started_again(tiny, tmp_path):
     assert (run.path / "metrics-1.jsonl").read_text() == '{"step": 2, "loss": 1.0}\n'
 
 
+def test_a_start_over_keeps_what_there_was(tiny, tmp_path, capsys, unscored):
+    """The only checkpoint of a short run has disappeared, but there are a `best` one and scores."""
+    config = override(tiny, eval_every=3, save_every=100)
+    run = train(config, tmp_path / "run")
+    evaluate(run.path)
+    files = {run.checkpoint("best"), run.path / "evaluation.json", run.path / "metrics.jsonl"}
+    before = {file: file.read_bytes() for file in files}
+    run.checkpoint().unlink()
+    train(override(config, seed=1), run.path)
+    assert all(file.with_stem(f"{file.stem}-1").read_bytes() == content for file, content in before.items())
+    assert not (run.path / "evaluation.json").exists()
+    assert "is trained from the start; metrics-1.jsonl, evaluation-1.json and best-1" in capsys.readouterr().err
+
+
+def test_commands_in_messages_can_be_pasted(tiny, tmp_path, monkeypatch):
+    run = train(tiny, tmp_path / "a b; c")
+    for program, on_path, command in (
+        ("/x/.venv/bin/jepa", None, "/x/.venv/bin/jepa"),
+        ("/x/.venv/bin/jepa", "/bin/jepa", "jepa"),
+        ("train.py", None, "jepa"),
+    ):
+        monkeypatch.setattr("sys.argv", [program])
+        monkeypatch.setattr("shutil.which", lambda _, found=on_path: found)
+        with pytest.raises(InputError) as refused:
+            run.check_unused()
+        assert f"'{command} evaluate '{run.path}'' evaluates it" in str(refused.value)
+        assert f"'rm -r '{run.path}'' removes it" in str(refused.value)
+
+
+def test_resuming_says_whether_there_was_a_run(tiny, tmp_path, capsys):
+    train(override(tiny, steps=4), tmp_path / "run", resume=True)
+    assert "holds no run to resume, so a new one is started" in capsys.readouterr().err
+    train(tiny, tmp_path / "run", resume=True)
+    assert "6 steps, continued after step 4, cpu" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("resume", [True, False])
 def test_a_missing_checkpoint_is_no_reason_to_start_again(tiny, tmp_path, resume):
     run = train(tiny, tmp_path / "run")
@@ -278,7 +315,9 @@ def test_a_collapsed_run_is_marked_in_metrics_evaluation_and_message(tiny, tmp_p
     path = tmp_path / "run"
     given = TrainArguments(RunArguments(run=path), override(tiny, eval_every=3))
     assert run_training(given, []) == 0
-    assert "jepa: warning: the features have collapsed" in capsys.readouterr().err
+    assert capsys.readouterr().err.count("warning: the features have collapsed") == 2  # steps 3 and 6
+    assert run_training(dataclasses.replace(given, run=RunArguments(run=path, resume=True)), []) == 0
+    assert "jepa: warning: the features have collapsed" in capsys.readouterr().err  # said again by a complete run
     assert Run(path).metrics()[-1]["warning"].startswith("the features have collapsed")
     assert evaluate(path)["warning"].startswith("the features have collapsed")
 
@@ -311,6 +350,34 @@ def test_damaged_features_are_extracted_again(tiny, tmp_path, name):
         features = opened.features("trained")
         assert torch.equal(features.x, expected.x)
         assert torch.equal(features.indices, expected.indices)
+
+
+def test_results_do_not_go_into_another_run(tiny, tmp_path, unscored):
+    first, second = (train(tiny, tmp_path / name).path for name in "ab")
+    with pytest.raises(InputError, match=r"--out .*b is another run, whose scores would be replaced"):
+        EvaluationRun.open(first, out=second)
+    evaluate_run(EvaluationRun.open(first, out=first))
+    assert (first / "evaluation.json").exists()
+
+
+def test_other_images_than_those_of_the_training_are_said(tiny, tmp_path, monkeypatch, unscored):
+    """A relative source is another folder after a change of the working directory."""
+    for place in "ab":
+        write_parquet(tmp_path / place / "photos" / "train.parquet", *toy_images(60, seed=ord(place)))
+    monkeypatch.chdir(tmp_path / "a")
+    run = train(override(tiny, data__source="photos"), tmp_path / "run")
+    assert "notes" not in evaluate(run.path)
+    monkeypatch.chdir(tmp_path / "b")
+    assert "the training images of photos are not those" in evaluate(run.path)["notes"][0]
+    assert "notes" not in evaluate(run.path, str(tmp_path / "b" / "photos"))
+
+
+def test_the_supervised_network_goes_to_the_folder_of_the_results(tiny, tmp_path):
+    run = train(tiny, tmp_path / "run")
+    opened = EvaluationRun.open(run.path, out=tmp_path / "results")
+    train_supervised(opened)
+    assert len(list((tmp_path / "results" / "baselines").glob("supervised-*"))) == 1
+    assert not (run.path / "baselines").exists()
 
 
 def test_best_is_evaluated_and_results_go_elsewhere(tiny, tmp_path, unscored):

@@ -118,11 +118,23 @@ def test_hidden_files_and_symlink_loops_are_ignored(tmp_path):
     assert len(open_dataset(data(tmp_path / "photos"))) == 3
 
 
+def test_a_class_may_be_called_runs(tmp_path, monkeypatch):
+    """Also if the runs of the program are in it."""
+    monkeypatch.chdir(tmp_path)
+    for name in ("cat", "runs"):
+        write_images(tmp_path / name, 3)
+    (tmp_path / "runs" / ".jepa-cache").mkdir()
+    assert open_dataset(data("."), cache=Path("runs/.jepa-cache")).classes == ("cat", "runs")
+
+
 def test_run_folders_among_the_images_are_ignored(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     write_images(tmp_path, 3)
     (tmp_path / "runs" / ".jepa-cache").mkdir(parents=True)
     write_images(tmp_path / "runs" / "demo" / "figures", 2)
+    write_images(tmp_path / "experiment" / "figures", 2)  # a run in another folder than `runs`
+    for name in ("config.json", "metrics.jsonl"):
+        (tmp_path / "experiment" / name).touch()
     assert len(open_dataset(data("."), cache=Path("runs/.jepa-cache"))) == 3
     assert len(open_dataset(data(".", cache_gb=0), cache=Path(".jepa-cache"))) == 3
 

@@ -118,7 +118,16 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
         config = with_backbone(config, run.backbone)
     if wants_help:
         print_help(TrainArguments, "jepa train", default=TrainArguments(run, config))
-    return TrainArguments(run, _override(config, taken, words))
+    config = _override(config if run.config is None else _of_other_images(config, taken.rest), taken, words)
+    if not first and run.config is None and not run.resume and os.environ.get("RANK", "0") == "0":
+        print(f"jepa: no recipe is given, so it is {DEFAULT_RECIPE} ('jepa recipes' lists all)", file=sys.stderr)
+    return TrainArguments(run, config)
+
+
+def _of_other_images(config: Config, given: Sequence[Given]) -> Config:
+    """Return the config of a file without its mean and standard deviation if the flags name other images."""
+    source = take(_options(AutoArguments()), given).values.get(("data", "source"), config.data.source)
+    return config if source == config.data.source else replace(config, data=replace(config.data, mean=None, std=None))
 
 
 def _override(config: Config, taken: Taken, words: list[str]) -> Config:
@@ -228,6 +237,6 @@ def _automatic(name: str, flags: list[Given], runs: Path, summarize: Summarize) 
     config, settings = AUTO_RECIPES[name](given.data.source, summary, size)
     if os.environ.get("RANK", "0") == "0":
         print(f"{name}: {text}; automatic settings (override with flags):", file=sys.stderr)
-        for setting in settings:
+        for setting in (setting for setting in settings if setting.flag not in {item.flag for item in flags}):
             print(f"  {f'{setting.flag} {setting.value}':<26} {setting.reason}", file=sys.stderr)
     return config

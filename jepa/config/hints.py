@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shlex
+import shutil
+import sys
 import types
 import typing
 from pathlib import Path
@@ -10,7 +13,7 @@ from typing import Any, Literal
 
 from jepa.files import printable
 
-__all__ = ["alternatives", "describe", "shown"]
+__all__ = ["alternatives", "command", "describe", "shown"]
 
 NAMES: dict[Any, tuple[str, str]] = {
     int: ("an integer", "integers"),
@@ -22,6 +25,13 @@ NAMES: dict[Any, tuple[str, str]] = {
 }
 """One value of a type, and several."""
 MAX_SHOWN = 60  # characters of a value in a message
+
+
+def command(*words: object) -> str:
+    """Return a command of `jepa` that can be pasted into the shell in which the program was started."""
+    program = Path(sys.argv[0])
+    name = str(program) if program.name == "jepa" and shutil.which("jepa") is None else "jepa"
+    return shlex.join([name, *map(str, words)])
 
 
 def alternatives(hint: Any) -> list[Any]:

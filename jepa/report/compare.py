@@ -17,7 +17,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from jepa.checkpoints import read_metadata
 from jepa.config import Config, InputError, require
+from jepa.config.hints import command
 from jepa.config.serialization import flat, read_json
 from jepa.report.figures import check_figure_path, save
 from jepa.report.names import shorten_names
@@ -76,7 +78,10 @@ def compare(paths: Sequence[Path], figure_path: Path | None = None) -> str:
         figure = draw(groups)
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)
-    return f"{comparison_table(groups)}\n\n{legend(groups)}\n\nfigure: {target}{replaced}"
+    blocks = [comparison_table(groups), legend(groups)]
+    if len({json.dumps(result["data"], sort_keys=True) for group in groups for result in group.results}) > 1:
+        blocks.append("These runs were scored on different images, so their scores cannot be compared.")
+    return "\n\n".join([*blocks, f"figure: {target}{replaced}"])
 
 
 def free_path(path: Path) -> Path:
@@ -99,20 +104,46 @@ def gather(paths: Sequence[Path]) -> list[Group]:
         settings = {name: value for name, value in settings.items() if value is not None and name != "seed"}
         file = run.path / "evaluation.json"
         if not file.is_file():
-            raise InputError(f"{path} has not been evaluated; run 'jepa evaluate {path}' first")
+            raise InputError(f"{path} has not been evaluated; run '{command('evaluate', path)}' first")
         try:
             result = json.loads(file.read_text(encoding="utf-8"))
             settings["evaluated on"] = result["data"]["source"]
             settings["checkpoint"] = result.get("checkpoint", "last")
+            if result["step"] != result["steps"]:
+                settings["evaluated at step"] = result["step"]
             key = json.dumps([settings, result["data"], result["protocol"]], sort_keys=True)
-            result["trained"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f"{file} is damaged; run 'jepa evaluate {path}' to recreate it") from error
+            key = repr(json.loads(key, parse_int=float))  # 60 and 60.0 are equal
+            check_scores(result)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise InputError(f"{file} is damaged; run '{command('evaluate', path)}' to recreate it") from error
+        check_current(run, result)
         group = groups.setdefault(key, Group(settings))
         group.runs.append(run)
         group.results.append(result)
     describe_groups(list(groups.values()))
     return list(groups.values())
+
+
+def check_scores(result: dict[str, Any]) -> None:
+    """Raise an error of any type unless the scores in evaluation.json are numbers."""
+    for row in ("trained", "untrained"):
+        for key in COLUMN_TITLES:
+            if not isinstance(result[row].get(key, 0), int | float):
+                raise TypeError(f"{row} {key} is no number")
+
+
+def check_current(run: Run, result: dict[str, Any]) -> None:
+    """Raise `InputError` if the scores are not those of the run's checkpoint, because it was trained further."""
+    checkpoint = run.checkpoint(result.get("checkpoint", "last"))
+    if not checkpoint.is_file():
+        return
+    metadata = read_metadata(checkpoint)
+    step, seconds = metadata["step"], round(metadata.get("seconds", 0.0), 1)
+    if (step, seconds) != (result["step"], result["train_seconds"]):
+        raise InputError(
+            f"the scores in {run.path / 'evaluation.json'} are of step {result['step']:,}, but not of its checkpoint, "
+            f"which is of step {step:,}; run '{command('evaluate', run.path)}' again"
+        )
 
 
 def describe_groups(groups: list[Group]) -> None:

@@ -8,6 +8,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from jepa.config import InputError
+from jepa.config.hints import command
 from jepa.evaluate import EvaluationRun
 from jepa.objectives.ijepa import IJepaInputs
 from jepa.objectives.mae import MAEInputs
@@ -29,8 +30,8 @@ def masks(run: EvaluationRun) -> Figure:
         return visible_patches(inputs, run.grid)
     if not isinstance(inputs, IJepaInputs):
         raise InputError(
-            f"the objective {run.config.objective.kind} has no masks to draw; run 'jepa plot {run.folder.path}' to "
-            "draw all applicable figures"
+            f"the objective {run.config.objective.kind} has no masks to draw; "
+            f"run '{command('plot', run.folder.path)}' to draw all applicable figures"
         )
     views, block_masks = inputs.images.cpu(), inputs.masks
     num_targets = block_masks.targets.shape[1]

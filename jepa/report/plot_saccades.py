@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from jepa.config import InputError
+from jepa.config.hints import command
 from jepa.evaluate import EvaluationRun
 from jepa.objectives.saccade import SaccadeInputs
 from jepa.report.style import ENCODER_COLORS, GRAY, HIGHLIGHT, new_figure, show_image
@@ -32,8 +33,8 @@ def saccades(run: EvaluationRun) -> Figure:
     inputs = run.sample_inputs(NUM_PAIRS)
     if not isinstance(inputs, SaccadeInputs):
         raise InputError(
-            f"the objective {run.config.objective.kind} has no saccades to draw; run 'jepa plot {run.folder.path}' to "
-            "draw all applicable figures"
+            f"the objective {run.config.objective.kind} has no saccades to draw; "
+            f"run '{command('plot', run.folder.path)}' to draw all applicable figures"
         )
     retrieval = run.saccade_retrieval
     has_errors = retrieval is not None and len(retrieval["lengths"]) > 1

@@ -22,6 +22,8 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders of thumbnails, metadata and deleted files that systems create; they count as hidden."""
 RUNS, RUN_MARKER = "runs", ".jepa-cache"  # a folder `runs` that contains `.jepa-cache` holds runs, not images
+RUN_FIGURES = ("contact-sheet-", "compare")  # beginnings of the names of the images in such a folder
+RUN_FILES = frozenset({"config.json", "metrics.jsonl"})  # a folder that contains both is a run
 BROKEN, DENIED, SPECIAL = "broken links", "entries without permission", "special files"
 LOST = (BROKEN, DENIED, SPECIAL)
 """Reasons for entries that seem to be images, or folders of them, but cannot be read."""
@@ -41,6 +43,7 @@ class FolderListing:
     skipped: Counter[str] = field(default_factory=Counter)  # number of other entries by extension or reason
     unread: dict[str, str] = field(default_factory=dict)  # reason by path of each folder that is left out on purpose
     closed: list[str] = field(default_factory=list)  # folders that cannot be read, with the reason
+    run_files: set[str] = field(default_factory=set)  # those of RUN_FILES
 
 
 def walk(root: Path, hidden: bool = False, above: frozenset[Key] = frozenset()) -> Iterator[FolderListing]:
@@ -95,8 +98,12 @@ def _key(status: os.stat_result) -> Key:
 
 
 def _holds_runs(listing: FolderListing) -> bool:
+    """Return whether a folder is a run, or a folder of runs, whose images are figures."""
+    if listing.run_files == RUN_FILES:
+        return True
     is_marked = any(os.path.basename(path) == RUN_MARKER for path in listing.unread)
-    return is_marked and os.path.basename(listing.path.rstrip("/")) == RUNS
+    has_photos = any(not name.startswith(RUN_FIGURES) for name, _, _ in listing.images)
+    return is_marked and os.path.basename(listing.path.rstrip("/")) == RUNS and not has_photos
 
 
 def _read_folder(listing: FolderListing, root: Path, hidden: bool) -> None:
@@ -126,6 +133,8 @@ def _add(listing: FolderListing, entry: os.DirEntry[str], hidden: bool) -> None:
     if is_hidden:
         listing.skipped["hidden"] += 1
         return
+    if entry.name in RUN_FILES:
+        listing.run_files.add(entry.name)
     if extension not in EXTENSIONS and extension != ".parquet":
         if entry.is_symlink() and not entry.is_file():
             entry.stat()  # raises OSError if the target is missing, which may be a folder of images
