@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Sequence
@@ -171,11 +172,12 @@ def recipes(arguments: list[str]) -> int:
 
     def command() -> int:
         """List the recipes with their command, time and measured result."""
+        columns = min(WIDTH, shutil.get_terminal_size().columns)
         for name, make in RECIPES.items():
             print(name)
             for key, value in documentation(make).items():
                 title = "    " if key == "what" else f"    {key + ':':<9} "
-                width = WIDTH if key != "command" else len(title + value)  # a command stays one line to copy
+                width = columns if key != "command" else len(title + value)  # a command stays one line to copy
                 wrapper = textwrap.TextWrapper(width, title, " " * len(title), break_on_hyphens=False)
                 print(wrapper.fill(value))
             print()

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import importlib.util
 import math
+import shutil
 import sys
+import textwrap
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -25,6 +27,7 @@ __all__ = ["TrainingLogger", "collapse_warning", "duration", "online_warning"]
 
 MIN_SHOWN_WAIT = 0.05  # fraction of time spent waiting for data that is reported if it exceeds this
 KNN_DROP = 2.0  # points; warn if kNN falls further than this below the untrained encoder's
+MIN_STANDARD_ERRORS = 2  # of the difference; a smaller drop may be due to chance
 
 
 def collapse_warning(scores: dict[str, float], untrained: dict[str, float], objective: Objective) -> str | None:
@@ -45,7 +48,9 @@ def online_warning(scores: dict[str, float], untrained: dict[str, float], object
 
     With labels, `scores` and `untrained` also contain `knn`.
     """
-    if scores.get("knn", math.inf) >= untrained.get("knn", 0.0) - KNN_DROP:
+    errors = (part.get("knn_error", 0.0) for part in (scores, untrained))
+    drop = max(KNN_DROP, MIN_STANDARD_ERRORS * math.hypot(*errors))
+    if scores.get("knn", math.inf) >= untrained.get("knn", 0.0) - drop:
         return collapse_warning(scores, untrained, objective)
     return collapse_warning(scores, untrained, objective) or (
         f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
@@ -91,16 +96,22 @@ class TrainingLogger:
 
     def say(self, text: str) -> None:
         """Print a line above the progress bar."""
-        if self.is_main:
-            self.bar.write(printable(text, keep="\n"), file=sys.stderr)
+        if not self.is_main:
+            return
+        text = printable(text, keep="\n")
+        if not self.bar.disable:  # in a terminal
+            width = shutil.get_terminal_size().columns
+            text = textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
+        self.bar.write(text, file=sys.stderr)
 
     def start(self, images: str, device: str) -> None:
         """Print what is trained, on which images and on which device."""
         count = sum(parameter.numel() for parameter in self.objective.parameters() if parameter.requires_grad)
         processes = f" x {distributed.world_size()}" if distributed.world_size() > 1 else ""
+        start = f", continued after step {self.logged_step:,}" if self.logged_step else ""
         self.say(
             f"{self.config.name}: {images}, {count / 1e6:.2f} M trainable parameters, batch {self.config.batch_size}, "
-            f"{self.config.steps:,} steps, {device}{processes}, into {self.run.path}"
+            f"{self.config.steps:,} steps{start}, {device}{processes}, into {self.run.path}"
         )
         self.say(self.objective.describe())
 
@@ -116,10 +127,14 @@ class TrainingLogger:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Exclude the time of a block, such as an evaluation, from the images per second."""
+        """Exclude the time of a block, such as an evaluation, from the images per second and the time that is left."""
         start = time.perf_counter()
         yield
-        self.logged_time += time.perf_counter() - start
+        elapsed = time.perf_counter() - start
+        self.logged_time += elapsed
+        if not self.bar.disable:
+            self.bar.start_t += elapsed
+            self.bar.last_print_t += elapsed
 
     def advance(self) -> None:
         """Advance the progress bar by one step."""
@@ -140,7 +155,7 @@ class TrainingLogger:
             rest = f", {duration(left)} left" if left else ""
             self.say(f"step {step:,}/{self.config.steps:,}: {status}{rest}")
         else:
-            self.bar.set_postfix_str(status, refresh=False)
+            self.bar.set_postfix_str(f"loss {losses['loss']:.4f}, {speed:.0f} img/s{waiting}", refresh=False)
         speeds = {"images_per_s": round(speed, 1), "data_wait": round(waited, 4)}
         self.write({"step": step, **losses, "lr": lr, **speeds})
         self.logged_step, self.logged_time, self.waited = step, time.perf_counter(), 0.0
@@ -148,7 +163,8 @@ class TrainingLogger:
     def log_scores(self, step: int, scores: dict[str, float]) -> None:
         """Write the scores of an online evaluation, next to those of the untrained encoder, and warn on collapse."""
         untrained = next((record for record in self.run.metrics() if "rankme" in record), scores)
-        knn = f"kNN {scores['knn']:.1f} (untrained {untrained['knn']:.1f}), " if "knn" in scores else ""
+        before = f" (untrained {untrained['knn']:.1f})" if step and "knn" in untrained else ""
+        knn = f"kNN {scores['knn']:.1f}{before}, " if "knn" in scores else ""
         self.say(f"step {step}: {knn}RankMe {scores['rankme']:.1f}, feature std {scores['feature_std']:.4f}")
         warning = online_warning(scores, untrained, self.objective) if step else None
         if warning:

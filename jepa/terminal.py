@@ -8,7 +8,7 @@ import os
 import sys
 import unicodedata
 
-__all__ = ["as_printed", "prepare_streams"]
+__all__ = ["as_printed", "prepare_streams", "say_stage"]
 
 ASCII = {
     **dict.fromkeys("–—−‐‑─━═╌", "-"),
@@ -41,6 +41,12 @@ def as_printed(text: str) -> str:
     """Return text as standard output shows it, after `prepare_streams`: the widths of tables depend on it."""
     encoding = getattr(sys.stdout, "encoding", None) or "utf-8"
     return text.encode(encoding, HANDLER).decode(encoding)
+
+
+def say_stage(text: str) -> None:
+    """Print what is computed next, unless progress bars show it in a terminal."""
+    if not sys.stderr.isatty():
+        print(f"jepa: {text}", file=sys.stderr)
 
 
 def prepare_streams() -> None:

@@ -38,6 +38,8 @@ def choose_threads() -> str | None:
         notes.append(f"this container may use {limit:g} of {len(cores)} cores (OMP_NUM_THREADS={max(1, int(limit))})")
     given = os.environ.get("OMP_NUM_THREADS", "")
     threads = int(given) if given.isdecimal() else len(cores)
+    if threads == 1 and not given and (free := free_cores(cores)) is not None and free < 1 - BUSY_CORES:
+        notes.append("other programs use the only core, so training and evaluation take longer than stated")
     if threads > 1 and not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT"} & os.environ.keys():
         free = free_cores(cores)
         if free is not None and free < threads - BUSY_CORES:

@@ -1,7 +1,10 @@
 """Every error of a command line is one plain sentence, and every setting can be given."""
 
 import dataclasses
+import io
+import json
 import re
+import sys
 
 import pytest
 from hypothesis import given, settings
@@ -12,8 +15,9 @@ from jepa.config import BACKBONES, OBJECTIVES, Config, DataConfig, InputError, V
 from jepa.config.arguments import AUTO_RECIPES, RunArguments, parse_train_arguments
 from jepa.config.command_line import build, options_of, split, take
 from jepa.config.recipes import RECIPES
-from jepa.config.serialization import flat
+from jepa.config.serialization import flat, to_dict
 from jepa.files import printable
+from tests.conftest import override
 
 FIXED_RECIPES = [name for name in RECIPES if name not in AUTO_RECIPES]
 ODD = [
@@ -166,6 +170,31 @@ def changed(part):
     """Flip the switches of a config, which keeps it valid."""
     switches = {f.name for f in dataclasses.fields(part) if isinstance(getattr(part, f.name), bool)}
     return dataclasses.replace(part, **{name: not getattr(part, name) for name in switches})
+
+
+def test_other_images_have_a_mean_of_their_own(tmp_path):
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(to_dict(override(RECIPES["demo"](), data__mean=(0.5,), data__std=(0.2,)))))
+    for flags, mean, std in (
+        ([], (0.5,), (0.2,)),
+        (["--data", "sample"], (0.5,), (0.2,)),
+        (["--data", "cifar10"], None, None),
+        (["--data.source=cifar10", "--data.mean", "0.1"], (0.1,), None),
+    ):
+        config = parse_train_arguments(["--config", str(file), *flags], summarize=None).config.data
+        assert (config.mean, config.std) == (mean, std)
+
+
+@pytest.mark.parametrize("variable", ["", "1"])
+def test_the_help_has_colors_unless_they_are_switched_off(variable, monkeypatch):
+    terminal = io.StringIO()
+    monkeypatch.setattr(terminal, "isatty", lambda: True)
+    monkeypatch.setattr(sys, "stdout", terminal)
+    monkeypatch.setenv("NO_COLOR", variable)
+    with pytest.raises(SystemExit):
+        main(["train", "--help"])
+    assert "--steps" in terminal.getvalue()
+    assert ("\x1b" in terminal.getvalue()) == (not variable)
 
 
 def test_values_of_several_words():

@@ -215,8 +215,8 @@ def test_umap_separates_classes_and_is_deterministic():
     assert bool((torch.cdist(projection.points, centers).argmin(1) == labels).all())
 
 
-def test_pca_is_used_without_umap(monkeypatch):
-    monkeypatch.setattr("jepa.evaluation.projection.find_spec", lambda _: None)
+def test_pca_is_used_for_few_images(monkeypatch):
+    monkeypatch.setattr("jepa.evaluation.projection.NUM_NEIGHBORS", 500)
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5, 1, 3, 1, 1])
     projection = project(Features(x, None, torch.arange(500), "planted"))
     assert projection.method == "PCA"

@@ -71,3 +71,12 @@ def test_threads_are_those_of_the_cores(monkeypatch, given, free, limit, changed
     assert now == changed
     assert (note is not None) == bool(changed)
     assert all(f"{name}={value}" in str(note) for name, value in changed.items())
+
+
+def test_a_busy_core_is_said(monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0})
+    monkeypatch.setattr(threads, "core_limit", lambda _: float("inf"))
+    for free, note in ((0.0, "other programs use the only core"), (0.9, "None"), (None, "None")):
+        monkeypatch.setattr(threads, "free_cores", lambda _, free=free: free)
+        assert str(choose_threads()).startswith(note)

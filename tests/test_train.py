@@ -160,6 +160,7 @@ def test_a_collapse_gives_a_warning(tiny):
     assert "collapsed" in warning(1e-5, 11.0, knn=30.0)
     assert "collapsed" in warning(0.04, 1.2, knn=30.0)
     assert "below the 40.0 of the untrained encoder" in warning(0.04, 8.0, knn=20.0)
+    assert warning(0.04, 8.0, knn=20.0, knn_error=11.0) is None  # of a few images
 
 
 FIXATIONS = FixationConfig(view_fraction=0.5, shift=0.2)

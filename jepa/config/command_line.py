@@ -6,10 +6,12 @@ tyro prints the help of the same settings. It does not parse, because every erro
 from __future__ import annotations
 
 import inspect
+import io
+import os
 import re
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, redirect_stdout, suppress
 from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, NoReturn
@@ -286,5 +288,8 @@ def _positional(options: Mapping[str, Option], found: list[tuple[str, str]], usa
 
 def print_help(target: Any, prog: str, **default: Any) -> NoReturn:
     """Print the help of a command, or of a config with its values as `default`, and exit."""
-    tyro.cli(target, args=["--help"], prog=prog, **default)
+    with redirect_stdout(io.StringIO()) if os.environ.get("NO_COLOR") else nullcontext() as plain, suppress(SystemExit):
+        tyro.cli(target, args=["--help"], prog=prog, **default)
+    if plain is not None:  # tyro knows nothing of NO_COLOR (no-color.org), but colors only a terminal
+        print(plain.getvalue(), end="")
     raise SystemExit

@@ -152,7 +152,7 @@ def _inspection_lines(split: str, index: SplitIndex, result: InspectionResult) -
         lines += _line("sizes", _sizes_text(result))
         lines += _line("colors", ", ".join(f"{mode} {total:,}" for mode, total in modes))
         lines += _line("formats", ", ".join(f"{name} {total:,}" for name, total in formats))
-        speed = f"{result.images_per_second:,.0f} images/s on {cores()} cores"
+        speed = f"{result.images_per_second:,.0f} images/s on {cores()} core{'s' * (cores() > 1)}"
         lines += _line("decoding", f"{speed}, to {DECODED_SIZE}x{DECODED_SIZE} pixels")
     return lines + _list_lines("broken", result.broken)
 

@@ -138,5 +138,5 @@ def summarize_source(source: str, device: str, runs: Path | None = None) -> tupl
         memory_gb=memory_gb,
     )
     labels = f"{len(index.classes)} classes" if index.labels is not None else "no labels"
-    device_text = f"a GPU with {memory_gb:.0f} GB" if on_gpu else f"{cores()} CPU cores"
+    device_text = f"a GPU with {memory_gb:.0f} GB" if on_gpu else f"{cores()} CPU core{'s' * (cores() > 1)}"
     return summary, f"{summary.count:,} images, {labels}, median size {width}x{height} pixels, {device_text}"

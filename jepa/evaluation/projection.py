@@ -1,11 +1,10 @@
-"""Projection of features to two dimensions by UMAP, or by PCA if umap-learn is not installed."""
+"""Projection of features to two dimensions by UMAP, or by PCA if there are few images."""
 
 from __future__ import annotations
 
 import os
 import warnings
 from dataclasses import dataclass
-from importlib.util import find_spec
 
 import torch
 import torch.nn.functional as F
@@ -34,12 +33,12 @@ def project(features: Features) -> Projection:
     """Project up to 5,000 features, evenly spaced over the split, to two dimensions.
 
     UMAP (McInnes et al. 2018, arXiv 1802.03426) is run with a fixed seed on the cosine distance of centered features,
-    as in kNN. PCA is used if umap-learn is not installed or there are too few images.
+    as in kNN. PCA is used if there are too few images.
     """
     indices = evenly_spaced(len(features.x), MAX_POINTS)
     x = features.x[indices] - features.x.mean(0)
     labels = None if features.labels is None else features.labels[indices]
-    if find_spec("umap") is None or len(indices) <= NUM_NEIGHBORS or not bool(x.any()):
+    if len(indices) <= NUM_NEIGHBORS or not bool(x.any()):
         axes = principal_axes(x)[1][:, :2].float()
         return Projection(x @ F.pad(axes, (0, 2 - axes.shape[1])), labels, "PCA")
     return Projection(umap_points(x), labels, "UMAP")

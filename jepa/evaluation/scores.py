@@ -16,6 +16,7 @@ from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_featu
 from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
 from jepa.evaluation.labels import UNLABELED, has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe
+from jepa.terminal import say_stage
 
 __all__ = ["MAX_DIMENSION_POINTS", "pixel_subset", "score", "score_encoders"]
 
@@ -35,6 +36,7 @@ def score_encoders(
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
+        say_stage(f"scores of the {name} encoder")
         train_features, test_features = (
             store.extract(name, encoder, *subset, label=f"{name}: features of {subset[0].name}", workers=workers)
             for subset in (train, test)
@@ -44,6 +46,7 @@ def score_encoders(
             "feature_std": round(float(feature_std(test_features.x)), 5),
         }
         results[name] = score(name, train_features, test_features) | collapse
+    say_stage("scores of raw pixels")
     test_pixels = pixel_features(*test)
     train_pixels = dataclasses.replace(test_pixels, labels=None)  # nothing is fitted without classes
     if has_classes(train.labels, test.labels):

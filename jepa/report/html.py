@@ -22,6 +22,7 @@ from jepa.report.plot_attention import animate_attention
 from jepa.report.provenance import changed_settings, describe_machine, describe_parameters
 from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
 from jepa.report.verdict import SAMPLE_NOTE, verdict
+from jepa.terminal import say_stage
 
 __all__ = ["verdict", "write_report"]
 
@@ -74,12 +75,13 @@ ANIMATION_CAPTION = (
 )
 PROJECTIONS = {
     "UMAP": "The projection is UMAP with a fixed seed; distances between clusters mean little.",
-    "PCA": "The projection is PCA: the two principal axes of the features. UMAP needs umap-learn and enough images.",
+    "PCA": "The projection is PCA: the two principal axes of the features. UMAP needs more images.",
 }
 
 
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
+    say_stage("report")
     sections = [heading(run, result), score_section(result)]
     for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3, disable=None):
         title, caption = SECTIONS[name]

@@ -158,7 +158,7 @@ def overlay(image: Tensor, weights: Tensor, grid: tuple[int, int]) -> Tensor:
     log_ratio = (weights * len(weights)).clamp(1 / MAX_RATIO, MAX_RATIO).log() / math.log(MAX_RATIO)
     strength = F.interpolate(log_ratio.view(1, 1, *grid), image.shape[-2:])[0, 0, ..., None]
     less, more = torch.tensor(to_rgb(LESS)), torch.tensor(to_rgb(MORE))
-    return gray.lerp(torch.where(strength > 0, more, less), OPACITY * strength.abs())
+    return gray.lerp(torch.where(strength > 0, more, less), OPACITY * strength.abs()).clamp(0, 1)
 
 
 def show_map(axes: Axes, image: Tensor, weights: Tensor, grid: tuple[int, int], query: int) -> None:

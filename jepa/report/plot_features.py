@@ -109,7 +109,7 @@ def spectrum(run: EvaluationRun) -> Figure:
 
 
 def umap(run: EvaluationRun) -> Figure:
-    """Draw the features of up to 5,000 test images, trained and untrained, by UMAP, or by PCA without umap-learn."""
+    """Draw the features of up to 5,000 test images, trained and untrained, by UMAP, or few by PCA."""
     figure = new_figure(3.2)
     titles, classes = row_titles(run.encoder_names), run.test.dataset.classes
     colored: list[int] = []

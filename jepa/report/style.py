@@ -86,6 +86,8 @@ def series_style(index: int) -> dict[str, Any]:
 def show_image(axes: Axes, pixels: Tensor) -> None:
     """Show an image (C, H, W), uint8 or floats in [0, 1], grayscale or color, without axes."""
     array = pixels.permute(1, 2, 0).numpy()
+    if pixels.is_floating_point():
+        array = array.clip(0, 1)  # against rounding errors
     axes.imshow(np.repeat(array, 3, -1) if array.shape[-1] == 1 else array, interpolation="nearest")
     axes.set_axis_off()
 

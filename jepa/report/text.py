@@ -81,8 +81,9 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
             f"({data['split']}); scores in percent"
         ),
         score_table(result),
-        wrap(f"±: {result['protocol']['±']}."),
     ]
+    if as_printed("±") in blocks[-1]:
+        blocks.append(wrap(f"±: {result['protocol']['±']}."))
     if energy := result.get("energy"):
         about = wrap(
             f"Energy before the first step and after each step, averaged over {energy['images']} images; it "
@@ -109,7 +110,7 @@ def _notes(result: dict[str, Any], path: str | Path) -> str:
             f"for example {unreadable[0]}."
         )
     lines.append(
-        f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, evaluated in "
+        f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, scored in "
         f"{result['evaluation_seconds']:.0f} s. All files are in {unbroken(path)}."
     )
     return "\n".join(map(wrap, lines))
