@@ -261,8 +261,9 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
     notes = dict.fromkeys(note for dataset in datasets for note in dataset.notes)
     images = run.metadata.get("images", run.train.dataset.signature)
-    if run.data.source == run.config.data.source and images != run.train.dataset.signature:
-        text = f"the training images of {run.data.source} are not those that the run was trained on, or have changed"
+    is_same = run.data.source == run.config.data.source and os.path.exists(run.data.source)  # noqa: PTH110  (any text)
+    if is_same and images != run.train.dataset.signature:  # files of a name, such as sample, may be copies of others
+        text = f"the files of {run.data.source} are not those that the run was trained on: names, sizes or times differ"
         notes[text] = None
     if run.checkpoint == "best":
         notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None

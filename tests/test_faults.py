@@ -368,7 +368,7 @@ def test_other_images_than_those_of_the_training_are_said(tiny, tmp_path, monkey
     run = train(override(tiny, data__source="photos"), tmp_path / "run")
     assert "notes" not in evaluate(run.path)
     monkeypatch.chdir(tmp_path / "b")
-    assert "the training images of photos are not those" in evaluate(run.path)["notes"][0]
+    assert "the files of photos are not those that the run was trained on" in evaluate(run.path)["notes"][0]
     assert "notes" not in evaluate(run.path, str(tmp_path / "b" / "photos"))
 
 
