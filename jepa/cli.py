@@ -96,7 +96,8 @@ def evaluate(arguments: list[str]) -> int:
             json: Print only evaluation.json to standard output.
             code: Code of the experiment.
         """
-        from jepa.evaluate import EvaluationRun, evaluate_run
+        from jepa.evaluate import evaluate_run
+        from jepa.evaluation_run import EvaluationRun
         from jepa.report.html import write_report
         from jepa.report.text import as_text
 

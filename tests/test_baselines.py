@@ -17,9 +17,10 @@ from jepa.config import (
 )
 from jepa.config.serialization import from_dict, to_dict
 from jepa.data import Batch, split_holdout
-from jepa.evaluate import EvaluationRun, evaluate_run, supervised_config, train_supervised
+from jepa.evaluate import evaluate_run, supervised_config, train_supervised
 from jepa.evaluation.features import Features
 from jepa.evaluation.pixel_baselines import PatchDictionary, kmeans, pca_features
+from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.supervised import Supervised
 from jepa.rng import Rng
 from jepa.runs import Run, fresh_objective

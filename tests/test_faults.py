@@ -19,7 +19,8 @@ from jepa.config import Config, DataConfig, InputError
 from jepa.config.arguments import RunArguments, TrainArguments
 from jepa.data import open_dataset
 from jepa.data.index import read_index
-from jepa.evaluate import EvaluationRun, evaluate, evaluate_run, train_supervised
+from jepa.evaluate import evaluate, evaluate_run, train_supervised
+from jepa.evaluation_run import EvaluationRun
 from jepa.files import Locked, atomic_write, lock, read_record, write_record
 from jepa.optim import build_optimizer
 from jepa.report.plot_curves import curves

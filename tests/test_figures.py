@@ -18,9 +18,10 @@ from jepa.config import (
     VICRegConfig,
 )
 from jepa.data import open_dataset
-from jepa.evaluate import EvaluationRun, evaluate_run
+from jepa.evaluate import evaluate_run
 from jepa.evaluation.features import Features
 from jepa.evaluation.projection import project
+from jepa.evaluation_run import EvaluationRun
 from jepa.report.figures import FIGURES, draw, draw_metrics
 from jepa.report.html import verdict, write_report
 from jepa.report.plot_attention import animate_attention

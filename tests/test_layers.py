@@ -12,8 +12,9 @@ import pytest
 
 PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = (  # from the top, which may import everything below, to the bottom, which imports nothing
-    *("cli", "report", "evaluate", "train", "logger", "runs", "checkpoints", "evaluation", "objectives", "data"),
-    *("backbones", "transforms", "distributed", "optim", "config", "rng", "files", "terminal", "threads"),
+    *("cli", "report", "evaluate", "evaluation_run", "train", "logger", "runs", "checkpoints", "evaluation"),
+    *("objectives", "data", "backbones", "transforms", "distributed", "optim", "config", "rng", "files"),
+    *("terminal", "threads"),
     *("torchvision_guard", "version"),
 )
 FRONT_DOOR = {"__init__", "__main__"}  # `import jepa` and `python -m jepa` may open any room

@@ -8,7 +8,7 @@ import torch
 
 from jepa.config import Config, ConvNetConfig, CropConfig, EnergyConfig, InputError, MAEConfig
 from jepa.data import Batch
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.mae import patch_pixels
 from jepa.report.figures import draw
 from jepa.rng import Rng

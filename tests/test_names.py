@@ -11,7 +11,8 @@ from PIL import Image
 
 from jepa.cli import main
 from jepa.data import SplitIndex, open_source
-from jepa.evaluate import EvaluationRun, evaluate_run
+from jepa.evaluate import evaluate_run
+from jepa.evaluation_run import EvaluationRun
 from jepa.files import printable
 from jepa.report.compare import compare
 from jepa.report.figures import draw, save

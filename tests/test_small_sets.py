@@ -5,7 +5,8 @@ import math
 import numpy as np
 import pytest
 
-from jepa.evaluate import EvaluationRun, evaluate_run
+from jepa.evaluate import evaluate_run
+from jepa.evaluation_run import EvaluationRun
 from jepa.report.html import verdict, write_report
 from jepa.report.text import as_text
 from jepa.train import train

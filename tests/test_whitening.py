@@ -8,7 +8,7 @@ from jepa.backbones import Encoder, FittedLayer, copy_fitted_layers, fit_layers,
 from jepa.backbones.patch_embed import build_stem
 from jepa.backbones.whitening import WhiteningFilters
 from jepa.config import EnergyConfig, ViTConfig
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.runs import Run, fresh_objective, load_objective
 from jepa.train import train
 

@@ -11,7 +11,7 @@ import matplotlib
 from matplotlib.figure import Figure
 
 from jepa.config import InputError, require, suggest
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_attention import attention
 from jepa.report.plot_curves import curves
 from jepa.report.plot_features import dimension, spectrum, umap

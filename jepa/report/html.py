@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from jepa.config import InputError
 from jepa.config.serialization import to_dict
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.files import printable
 from jepa.logger import duration
 from jepa.report.figures import draw

@@ -17,9 +17,9 @@ from torch import Tensor
 
 from jepa.backbones.energy_transformer import EnergyTransformer
 from jepa.config import InputError
-from jepa.evaluate import EvaluationRun
 from jepa.evaluation.attention import attention as attention_weights
 from jepa.evaluation.attention import entropy, rollout
+from jepa.evaluation_run import EvaluationRun
 from jepa.report.style import BLUE, ENCODER_COLORS, GRAY, INK, RED, SKY, YELLOW, new_figure, outline_box, show_image
 from jepa.transforms.crop import resize
 

@@ -10,12 +10,12 @@ from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa.config import InputError
 from jepa.data import evenly_spaced
-from jepa.evaluate import EvaluationRun
 from jepa.evaluation.collapse import rankme
 from jepa.evaluation.collapse import spectrum as spectrum_of
 from jepa.evaluation.correlation_dimension import Dimension, correlation_dimension
 from jepa.evaluation.projection import Projection, project
 from jepa.evaluation.scores import MAX_DIMENSION_POINTS
+from jepa.evaluation_run import EvaluationRun
 from jepa.report.names import shorten_names
 from jepa.report.style import CLASS_COLORS, ENCODER_COLORS, PALE, SKY, literal, new_figure, reference_line
 from jepa.report.text import row_titles

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jepa.config import InputError
 from jepa.config.hints import command
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.ijepa import IJepaInputs
 from jepa.objectives.mae import MAEInputs
 from jepa.report.style import WIDTH, new_figure, show_image

@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from jepa.config import InputError
 from jepa.config.hints import command
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.saccade import SaccadeInputs
 from jepa.report.style import ENCODER_COLORS, GRAY, HIGHLIGHT, new_figure, show_image
 from jepa.transforms.saccade import Pose

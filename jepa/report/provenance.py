@@ -13,7 +13,7 @@ import torch
 
 from jepa.config.base import BackboneConfig, ObjectiveConfig
 from jepa.data.dataset import cores
-from jepa.evaluate import EvaluationRun
+from jepa.evaluation_run import EvaluationRun
 
 __all__ = ["changed_settings", "describe_machine", "describe_parameters"]
 

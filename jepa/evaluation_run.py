@@ -1,0 +1,194 @@
+"""A checkpoint of a run, opened for evaluation: its encoders, the images, and the features of both."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa.backbones import Encoder
+from jepa.config import Config, DataConfig, InputError
+from jepa.config.serialization import to_dict
+from jepa.config.user_code import loaded_code
+from jepa.data import CACHE, Batch, auto_workers, evenly_spaced, open_dataset, split_holdout
+from jepa.distributed import pick_device, pick_precision
+from jepa.evaluation.energy import energy_trace
+from jepa.evaluation.features import Features, FeatureStore, Subset
+from jepa.evaluation.labels import has_classes
+from jepa.evaluation.saccade_retrieval import saccade_retrieval
+from jepa.objectives import Objective
+from jepa.rng import Rng
+from jepa.runs import Run, load_objective
+from jepa.version import __version__
+
+__all__ = ["TEST_FRACTION", "EvaluationRun"]
+
+USER_CACHE = Path("~/.cache/image-jepa").expanduser()  # for indexes and decoded images, if runs cannot be written to
+TEST_FRACTION = 0.2  # fraction of training images held out for scoring if a source has no test split
+
+
+@dataclass
+class EvaluationRun:
+    """A checkpoint of a run, opened for evaluation, with the images to evaluate on."""
+
+    folder: Run
+    output: Run  # folder for features and results: that of the run, or another one
+    config: Config
+    data: DataConfig  # data config of the run, or of the given source
+    checkpoint: str  # "last" or "best"
+    metadata: dict[str, Any]  # metadata of the checkpoint
+    objective: Objective
+    encoders: dict[str, Encoder]  # "trained" (the main encoder), any others by name, and "untrained"
+    train: Subset  # images to fit classifiers on
+    test: Subset  # images to score
+    split: str  # description of how `train` and `test` were split
+    store: FeatureStore
+    workers: int
+
+    @classmethod
+    def open(
+        cls, path: str | Path, source: str | None = None, *, out: Path | None = None, checkpoint: str = "last"
+    ) -> EvaluationRun:
+        """Open a run folder, to be evaluated on `source` if given.
+
+        Features and results are written to the folder `out`, by default that of the run. Raises `InputError` if there
+        is no such checkpoint, if the images cannot be opened, or if there are too few of them.
+        """
+        folder = Run.open(path)
+        output = folder if out is None else Run(out)
+        if out is not None:
+            if output.exists and output.path.resolve() != folder.path.resolve():
+                raise InputError(f"--out {out} is another run, whose scores would be replaced; give another folder")
+            with output.writing():
+                output.path.mkdir(parents=True, exist_ok=True)
+        config = folder.config
+        data = config.data
+        if source is not None:  # its images may vary in size: crop them to the input size of the encoder
+            data = dataclasses.replace(data, source=source, canvas=data.canvas or data.size)
+        objective, untrained, metadata = load_objective(folder, checkpoint)
+        device = pick_device("auto")
+        objective, untrained = objective.to(device), untrained.to(device)
+        names = ["trained", *list(objective.encoders())[1:]]
+        encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
+        cache = folder.path.parent / CACHE.name
+        if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
+            cache = USER_CACHE
+        train, test, split = _open_subsets(data, cache, config, metadata.get("images", ""))
+        stamp = [__version__, to_dict(config)["backbone"]]
+        if config.code is not None:
+            stamp.append(hashlib.sha256(loaded_code(config.code).content).hexdigest())
+        return cls(
+            folder=folder,
+            output=output,
+            config=config,
+            data=data,
+            checkpoint=checkpoint,
+            metadata=metadata,
+            objective=objective,
+            encoders=encoders,
+            train=train,
+            test=test,
+            split=split,
+            store=FeatureStore(output.path / "features", json.dumps(stamp), pick_precision(config.precision, device)),
+            workers=auto_workers(device) if data.workers is None else data.workers,
+        )
+
+    @property
+    def encoder_names(self) -> list[str]:
+        """Names of the encoders of the objective, the main one first."""
+        return list(self.objective.encoders())
+
+    @property
+    def has_classes(self) -> bool:
+        """Whether kNN and linear probes can be computed, which requires labels of at least two classes."""
+        return has_classes(self.train.labels, self.test.labels)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the encoders."""
+        return self.encoders["trained"].device
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Height and width of the trained encoder's token grid."""
+        encoder = self.encoders["trained"]
+        return encoder.size[0] // encoder.backbone.stride, encoder.size[1] // encoder.backbone.stride
+
+    @cached_property
+    def saccade_retrieval(self) -> dict[str, Any] | None:
+        """Scores of the predictor of a Saccade JEPA on the test images; None for other objectives."""
+        return saccade_retrieval(self.objective, *self.test)
+
+    @cached_property
+    def energy_trace(self) -> dict[str, Any] | None:
+        """Energies of an Energy Transformer on the test images; None for other backbones."""
+        return energy_trace(self.encoders["trained"], *self.test)
+
+    def features(self, name: str) -> Features:
+        """Return the features of the test images, computed by one of `encoders`."""
+        return self.extract(name, self.encoders[name], self.test)
+
+    def extract(self, name: str, encoder: Encoder, subset: Subset) -> Features:
+        """Return the features of a subset, computed by an encoder and stored under `name`."""
+        label = f"{name}: features of {subset.dataset.name}"
+        return self.store.extract(name, encoder, *subset, label=label, workers=self.workers)
+
+    def read_images(self, count: int) -> Tensor:
+        """Return up to `count` evenly spaced test images (count, C, H, W), skipping unreadable ones."""
+        return _read_evenly(self.test, count)[0]
+
+    def sample_inputs(self, count: int) -> Any:
+        """Return the inputs that the objective samples at step 0 from up to `count` evenly spaced training images."""
+        pixels, labels = _read_evenly(self.train, count)
+        positions = torch.arange(len(pixels), device=self.device)
+        batch = Batch(pixels.to(self.device), None if labels is None else labels.to(self.device), positions)
+        return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
+
+
+def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str) -> tuple[Subset, Subset, str]:
+    """Return the images to fit on, the images to score, and a description of the split.
+
+    Without a test split, a fifth of the training images is scored. If the run was trained with labels, on images of the
+    signature `trained_on`, only those that it held out are scored.
+    """
+    train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
+    assert train is not None
+    if test is not None:
+        if len(test) < 2:
+            raise InputError(f"{data.source} must have at least two test images, got {len(test)}")
+        return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
+    fraction = TEST_FRACTION
+    if config.objective.uses_labels and train.signature == trained_on:
+        fraction = config.data.holdout
+    elif config.objective.uses_labels and data.source == config.data.source:
+        raise InputError(
+            f"the images of {data.source} have changed since the run was trained with their labels, so it is unknown "
+            "which of them it has not seen; evaluate it on other images with --data"
+        )
+    fit, held_out = split_holdout(len(train), fraction)
+    if len(held_out) < 2:
+        raise InputError(
+            f"{data.source} has no test split, and only {len(held_out)} of its {len(train)} images can be held out for "
+            "scoring; use a source with more images or a test split, or train with a larger --data.holdout"
+        )
+    return (
+        Subset(train, fit),
+        Subset(train, held_out),
+        f"no test split: scored on {len(held_out)} of the training images, on which nothing else is fitted",
+    )
+
+
+def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
+    """Return up to `count` evenly spaced images of a subset and their labels, skipping unreadable images."""
+    dataset, indices = subset
+    decoded = dataset.read(indices[evenly_spaced(len(indices), count)])
+    readable = decoded.readable
+    return decoded.pixels[readable], None if dataset.labels is None else dataset.labels[decoded.indices[readable]]
