@@ -120,6 +120,7 @@ def plot(arguments: list[str]) -> int:
         figure: Annotated[tyro.conf.Positional[str | None], tyro.conf.arg(metavar="FIGURE")] = None,
         out: Path | None = None,
         patch: tuple[int, int] | None = None,
+        foreground: bool = False,
         data: str | None = None,
         *,
         code: Code,
@@ -128,16 +129,19 @@ def plot(arguments: list[str]) -> int:
 
         Args:
             run: The run folder.
-            figure: masks, curves, attention, dimension, umap, spectrum or saccades; all by default.
+            figure: overview, features, similarity, predictions, errors, neighbors, curves, umap, attention, dimension,
+                spectrum, masks or saccades; all by default.
             out: File to write the figure to instead: .png, .pdf or .svg.
-            patch: Row and column, from 0, of the patch whose attention is drawn; the central one by default.
+            patch: Row and column, from 0, of the patch whose attention or similarity is drawn; the central one by
+                default.
+            foreground: Color only the patches of objects in the figure 'features', as far as its first axis shows them.
             data: Use the images of this source instead of the one that the run was trained on.
             code: Code of the experiment.
         """
         from jepa.report.figures import draw_into
 
         code.load()
-        for path in draw_into(run, figure, out, patch, data):
+        for path in draw_into(run, figure, out, patch, data, foreground=foreground):
             show(str(path))
         return 0
 

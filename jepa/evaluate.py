@@ -78,6 +78,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     }
     if warning := warning_of(run, scores):
         result["warning"] = warning
+    if predictions := run.patch_predictions or run.view_predictions:
+        result["predictions"] = predictions.scores()
     if run.energy_trace:
         result["energy"] = run.energy_trace
     if run.saccade_retrieval:

@@ -23,7 +23,9 @@ from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset
 from jepa.evaluation.labels import has_classes
+from jepa.evaluation.patch_predictions import PatchPredictions, predict_patches
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
+from jepa.evaluation.view_predictions import ViewPredictions, predict_views
 from jepa.objectives import Objective
 from jepa.rng import Rng
 from jepa.runs import Run, load_objective
@@ -126,6 +128,16 @@ class EvaluationRun:
     def saccade_retrieval(self) -> dict[str, Any] | None:
         """Scores of the predictor of a Saccade JEPA on the test images; None for other objectives."""
         return saccade_retrieval(self.objective, *self.test)
+
+    @cached_property
+    def patch_predictions(self) -> PatchPredictions | None:
+        """What the predictor of an I-JEPA foresees in the test images; None for other objectives."""
+        return predict_patches(self.objective, self.train, self.test)
+
+    @cached_property
+    def view_predictions(self) -> ViewPredictions | None:
+        """What the predictor of a Saccade JEPA foresees of test images; None for other objectives."""
+        return predict_views(self.objective, self.train, self.test)
 
     @cached_property
     def energy_trace(self) -> dict[str, Any] | None:

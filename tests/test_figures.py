@@ -35,10 +35,11 @@ KINDS = {
     "energy": {"backbone": EnergyConfig(size="32x3x2", patch=4)},
     "saccade": {"objective": SACCADE, "backbone": ConvNetConfig("test_convnext", small_stem=True)},
 }
+PATCHES, PREDICTIONS = ("overview", "features", "similarity", "neighbors"), ("predictions", "errors")
 EXPECTED = {
-    "vit": {"masks", "curves", "attention", "dimension", "umap", "spectrum"},
-    "energy": {"masks", "curves", "attention", "dimension", "umap", "spectrum"},
-    "saccade": {"curves", "dimension", "umap", "spectrum", "saccades"},
+    "vit": {*PATCHES, *PREDICTIONS, "masks", "curves", "attention", "dimension", "umap", "spectrum"},
+    "energy": {*PATCHES, *PREDICTIONS, "masks", "curves", "attention", "dimension", "umap", "spectrum"},
+    "saccade": {*PATCHES, "predictions", "curves", "dimension", "umap", "spectrum", "saccades"},
 }
 
 
@@ -63,12 +64,13 @@ def test_every_figure_is_drawn_or_does_not_apply_and_the_report_has_them_all(kin
             figure = draw(name, run)
             assert all(axes.has_data() or not axes.axison for axes in figure.axes), name
         else:
-            with pytest.raises(InputError, match=r"has no (masks|saccades|attention) to draw"):
+            with pytest.raises(InputError, match=r"has no (masks|saccades|attention|predictions) to draw"):
                 draw(name, run)
     result = evaluate_run(run)
     page = write_report(run, result).read_text()
-    assert page.count("<figure>") == len(EXPECTED[kind]) + ("attention" in EXPECTED[kind])  # the animation
-    assert page.count("data:image/webp") == ("attention" in EXPECTED[kind])
+    animations = len({"attention", "similarity"} & EXPECTED[kind])
+    assert page.count("<figure>") == len(EXPECTED[kind]) + animations
+    assert page.count("data:image/webp") == animations
     assert not re.search(r'(src|href)="(?!data:)', page)  # self-contained
     assert verdict(result) in page
     assert ("has no attention to draw" in page) == (kind == "saccade")
@@ -100,7 +102,15 @@ def test_plot_writes_the_figures_that_apply(tiny, tmp_path, capsys):
         main(["plot", str(run)])
     assert stop.value.code == 0
     written = {path.stem for path in (run / "figures").iterdir()}
-    assert written == {"masks", "curves", "attention", "umap", "spectrum"}  # 40 images are too few for a dimension
+    assert written == {
+        *PATCHES,
+        *PREDICTIONS,
+        "masks",
+        "curves",
+        "attention",
+        "umap",
+        "spectrum",
+    }  # 40 images are too few for a dimension
     with pytest.raises(SystemExit):
         main(["plot", str(run), "masks", "--out", str(tmp_path / "custom.svg")])
     assert (tmp_path / "custom.svg").read_text().startswith("<?xml")

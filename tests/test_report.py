@@ -180,6 +180,7 @@ def test_the_caption_names_the_projections_that_were_drawn():
 
 def test_the_page_states_warnings_settings_and_how_the_run_was_made(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("jepa.report.html.SECTIONS", {})
+    monkeypatch.setattr("jepa.report.html.draw", lambda *_: Figure())
     config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
     objective = fresh_objective(config)
     run = SimpleNamespace(

@@ -16,6 +16,10 @@ from jepa.report.plot_attention import attention
 from jepa.report.plot_curves import curves
 from jepa.report.plot_features import dimension, spectrum, umap
 from jepa.report.plot_masks import masks
+from jepa.report.plot_neighbors import neighbors
+from jepa.report.plot_overview import overview
+from jepa.report.plot_patches import features, similarity
+from jepa.report.plot_predictions import errors, predictions
 from jepa.report.plot_saccades import saccades
 from jepa.report.style import STYLE
 from jepa.runs import Run
@@ -24,25 +28,39 @@ __all__ = ["FIGURES", "check_figure_path", "draw", "draw_into", "draw_metrics", 
 
 METRICS_FIGURES: dict[str, Callable[[Run], Figure]] = {"curves": curves}  # of metrics.jsonl alone
 CHECKPOINT_FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {  # of a checkpoint and images
+    "overview": overview,
+    "features": features,
+    "predictions": predictions,
+    "errors": errors,
+    "neighbors": neighbors,
     "masks": masks,
     "attention": attention,
+    "similarity": similarity,
     "dimension": dimension,
     "umap": umap,
     "spectrum": spectrum,
     "saccades": saccades,
 }
+PATCH_FIGURES: dict[str, Callable[[EvaluationRun, tuple[int, int] | None], Figure]] = {  # of one patch
+    "attention": attention,
+    "similarity": similarity,
+}
 FIGURES = (*METRICS_FIGURES, *CHECKPOINT_FIGURES)
 
 
-def draw(name: str, run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figure:
-    """Draw a figure of a run. `patch` is the (row, column) of the query patch, for the figure 'attention' only.
+def draw(name: str, run: EvaluationRun, patch: tuple[int, int] | None = None, foreground: bool = False) -> Figure:
+    """Draw a figure of a run.
+
+    `patch` is the (row, column) of the query, for the figures of one patch; `foreground` is for the figure 'features'.
 
     Raises `InputError` if the figure does not apply to the run, or if the patch is outside the grid.
     """
     if name in METRICS_FIGURES:
         return draw_metrics(name, run.folder)
     with matplotlib.rc_context(STYLE):
-        return attention(run, patch) if name == "attention" else CHECKPOINT_FIGURES[name](run)
+        if name == "features":
+            return features(run, foreground)
+        return PATCH_FIGURES[name](run, patch) if name in PATCH_FIGURES else CHECKPOINT_FIGURES[name](run)
 
 
 def draw_metrics(name: str, folder: Run) -> Figure:
@@ -67,7 +85,13 @@ def check_figure_path(path: Path) -> None:
 
 
 def draw_into(
-    path: Path, name: str | None, out: Path | None, patch: tuple[int, int] | None, source: str | None
+    path: Path,
+    name: str | None,
+    out: Path | None,
+    patch: tuple[int, int] | None,
+    source: str | None,
+    *,
+    foreground: bool = False,
 ) -> Iterator[Path]:
     """Draw one figure of the run in `path`, or all applicable ones, and yield the paths of the files written.
 
@@ -80,7 +104,8 @@ def draw_into(
         require(name is not None, f"--out requires the name of one figure: {', '.join(FIGURES)}")
         out = out.expanduser()
         check_figure_path(out)
-    require(patch is None or name == "attention", "--patch applies to the figure 'attention' only")
+    require(patch is None or name in PATCH_FIGURES, f"--patch applies only to {' and '.join(PATCH_FIGURES)}")
+    require(not foreground or name == "features", "--foreground applies to the figure 'features' only")
     folder, names = Run.open(path), [name] if name else FIGURES
     run: EvaluationRun | None = None
     for figure_name in names:
@@ -88,7 +113,7 @@ def draw_into(
             run = EvaluationRun.open(path, source)
         target = out or folder.path / "figures" / f"{figure_name}.png"
         try:
-            figure = draw(figure_name, run, patch) if run else draw_metrics(figure_name, folder)
+            figure = draw(figure_name, run, patch, foreground) if run else draw_metrics(figure_name, folder)
         except InputError:
             if name:
                 raise

@@ -19,15 +19,52 @@ from jepa.logger import duration
 from jepa.report.figures import draw
 from jepa.report.page import html_cell, html_document, html_figure, html_image, html_list, html_table
 from jepa.report.plot_attention import animate_attention
+from jepa.report.plot_patches import animate_similarity
 from jepa.report.provenance import changed_settings, describe_machine, describe_parameters
-from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, scored_rows
+from jepa.report.text import COLUMN_TITLES, RETRIEVAL_TITLES, format_score, prediction_text, scored_rows
 from jepa.report.verdict import SAMPLE_NOTE, verdict
 from jepa.terminal import say_stage
 
 __all__ = ["verdict", "write_report"]
 
 INPUTS_TITLE = "The model's inputs"
+IMAGE_GRIDS = ("features", "similarity", "predictions", "neighbors")
+OVERVIEW_CAPTION = (
+    "Test images as the trained model sees them: patches with similar features have similar colors; attention of the "
+    "central patch (red: more than uniform attention, blue: less); and, for a model that predicts hidden patches, the "
+    "context that it is given and its prediction, decoded into pixels."
+)
 SECTIONS = {
+    "features": (
+        "Features of patches",
+        "The first three principal axes of the features of all patches as red, green and blue, on common axes for all "
+        "images of a row. Parts of objects that have the same color in different images are alike to the model. An "
+        "untrained model mostly shows positions and brightness. Colors of different rows cannot be compared.",
+    ),
+    "similarity": (
+        "Similarity of patches",
+        "Cosine similarity of the outlined patch to all patches of its image and of the images with the most similar "
+        "patch (red: similar, blue: dissimilar). The average feature of all patches is subtracted first.",
+    ),
+    "predictions": (
+        "What the model predicts",
+        "The predictor is given the context and predicts the features of hidden patches. A linear decoder, fitted to "
+        "features of training images, turns features into pixels. The decoded truth shows how much of the pixels the "
+        "features contain at all: the prediction cannot look better. R² is 1 if all pixels are right and 0 if each "
+        "is the average. Where several contents are possible, the prediction is their blurred average. The nearest "
+        "patches need no decoder: their features are the closest to the predicted ones among all other test images.",
+    ),
+    "errors": (
+        "Errors of the predictions",
+        "Squared errors of the predicted features, divided by the variance of the features: predicting the average "
+        "feature would have an error of 1. Below are the images with the smallest and the largest errors.",
+    ),
+    "neighbors": (
+        "Nearest training images",
+        "Test images, those that their 20 nearest neighbors classify wrongly first (class → class of the neighbors), "
+        "or, without labels, the most isolated ones first; and their nearest training images by the features of the "
+        "model and by pixels. Blue frames: the same class; red frames: another one. This is not a random sample.",
+    ),
     "curves": (
         "Training curves",
         "The losses and the online evaluation during training. A falling loss does not imply that the model learns: "
@@ -69,10 +106,18 @@ SECTIONS = {
         "how often its prediction is closest to the correct one of several views of the same image.",
     ),
 }
-ANIMATION_CAPTION = (
-    "The outlined patch moves over the images. Below is its attention in the last layer, averaged over heads, in the "
-    "same colors."
-)
+LABEL_FREE_TITLES = {"rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ"}
+ANIMATIONS = {
+    "attention": (
+        animate_attention,
+        "The outlined patch moves over the images. Below is its attention in the last layer, averaged over heads, in "
+        "the same colors.",
+    ),
+    "similarity": (
+        animate_similarity,
+        "The outlined patch moves over the images. Below is its similarity to all patches of the same image.",
+    ),
+}
 PROJECTIONS = {
     "UMAP": "The projection is UMAP with a fixed seed; distances between clusters mean little.",
     "PCA": "The projection is PCA: the two principal axes of the features. UMAP needs more images.",
@@ -82,16 +127,19 @@ PROJECTIONS = {
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
     say_stage("report")
-    sections = [heading(run, result), score_section(result)]
+    first = html_figure(draw("overview", run), "What the model sees", OVERVIEW_CAPTION)
+    sections = [heading(run, result), first, score_section(result)]
     for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3, disable=None):
         title, caption = SECTIONS[name]
         try:
             figure = draw(name, run)
-            body = html_figure(figure, title, projection_caption(figure) if name == "umap" else caption)
-            if name == "attention":
-                body += html_image(animate_attention(run), "webp", "animated attention", ANIMATION_CAPTION)
+            caption = projection_caption(figure) if name == "umap" else caption
+            body = html_figure(figure, title, caption, whole=name in IMAGE_GRIDS)
+            if name in ANIMATIONS:
+                animate, caption = ANIMATIONS[name]
+                body += html_image(animate(run), "webp", f"animated {name}", caption)
         except InputError as error:
-            if title == INPUTS_TITLE:  # at most one of these figures applies to a run
+            if title == INPUTS_TITLE or name in ("predictions", "errors"):  # of some objectives only
                 continue
             body = f'<p class="missing">Not available: {escape(str(error))}.</p>'
         sections.append(f"<h2>{title}</h2>\n{body}")
@@ -144,6 +192,14 @@ def score_section(result: dict[str, Any]) -> str:
             cells.append(html_cell(format_score(scores.get(key)), is_best, scores.get(f"{key}_error")))
         rows.append([title, *cells])
     tables = [html_table(["scores in percent", *(COLUMN_TITLES[key] for key in keys)], rows)]
+    measures = {key: title for key, title in LABEL_FREE_TITLES.items() if any(key in result[name] for name in titles)}
+    if measures:
+        rows = [
+            [title, *(html_cell(format_score(result[name].get(key))) for key in measures)]
+            for name, title in titles.items()
+            if any(key in result[name] for key in measures)
+        ]
+        tables.append(html_table(["measures without labels", *measures.values()], rows))
     by_neighbors = {name: result[name]["knn_by_neighbours"] for name in titles if "knn_by_neighbours" in result[name]}
     if by_neighbors:
         counts = list(next(iter(by_neighbors.values())))
@@ -151,6 +207,8 @@ def score_section(result: dict[str, Any]) -> str:
             [titles[name], *(html_cell(format_score(knn.get(k))) for k in counts)] for name, knn in by_neighbors.items()
         ]
         tables.append(html_table(["kNN by number of neighbors", *counts], rows))
+    if predictions := result.get("predictions"):
+        tables.append(f"<p>{escape(prediction_text(predictions))}</p>")
     if retrieval := result.get("saccades"):
         rows = [
             [title, html_cell(f"{retrieval[name]['top1']:.1f}"), html_cell(f"{retrieval[name]['mrr']:.2f}")]

@@ -10,7 +10,7 @@ from html import escape
 from matplotlib.figure import Figure
 from PIL import Image
 
-from jepa.report.panels import cut_into_panels
+from jepa.report.panels import cut_into_panels, draw_whole
 from jepa.report.style import WIDTH
 
 __all__ = ["html_cell", "html_document", "html_figure", "html_image", "html_list", "html_table"]
@@ -87,10 +87,14 @@ def html_list(items: dict[str, str], css_class: str, separator: str = " ") -> st
     return f'<ul class="{css_class}">\n' + "\n".join(lines) + "\n</ul>"
 
 
-def html_figure(figure: Figure, title: str, caption: str) -> str:
-    """Return a figure with its caption. Its panels are images of their own, which wrap on a narrow screen."""
+def html_figure(figure: Figure, title: str, caption: str, whole: bool = False) -> str:
+    """Return a figure with its caption.
+
+    Its panels are images of their own, which wrap on a narrow screen, unless it is `whole`, as grids of images are,
+    whose rows belong together.
+    """
     rows = []
-    for panels in cut_into_panels(figure):
+    for panels in [[draw_whole(figure)]] if whole else cut_into_panels(figure):
         widths = [PAGE_WIDTH * panel.width / (WIDTH * figure.dpi) for panel in panels]
         images = "".join(html_panel(panel, width, title) for panel, width in zip(panels, widths, strict=True))
         rows.append(f'<div class="panels" style="--width:{sum(widths):.2f}">{images}</div>')

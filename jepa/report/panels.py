@@ -11,7 +11,7 @@ from PIL import Image
 
 from jepa.report.figures import save
 
-__all__ = ["cut_into_panels"]
+__all__ = ["cut_into_panels", "draw_whole"]
 
 
 def cut_into_panels(figure: Figure) -> list[list[Image.Image]]:
@@ -20,9 +20,7 @@ def cut_into_panels(figure: Figure) -> list[list[Image.Image]]:
     Rows are those of its subfigures. A panel holds one column of axes, a legend of the figure, or a subfigure with a
     title.
     """
-    buffer = io.BytesIO()
-    save(figure, buffer)  # also computes the layout
-    image = Image.open(buffer).convert("RGB")
+    image = draw_whole(figure)  # also computes the layout
     parts = sorted(undivided(figure), key=lambda part: (-round(part.bbox.y1), part.bbox.x0))
     rows = [list(row) for _, row in groupby(parts, key=lambda part: round(part.bbox.y1))]
     borders = [image.height - center(above[0].bbox.y0, below[0].bbox.y1) for above, below in pairwise(rows)]
@@ -31,6 +29,13 @@ def cut_into_panels(figure: Figure) -> list[list[Image.Image]]:
         edges = [0, *cuts([span for part in row for span in spans(part)]), image.width]
         result.append([image.crop((left, top, right, bottom)) for left, right in pairwise(edges)])
     return result
+
+
+def draw_whole(figure: Figure) -> Image.Image:
+    """Return a figure as an image."""
+    buffer = io.BytesIO()
+    save(figure, buffer)
+    return Image.open(buffer).convert("RGB")
 
 
 def center(start: float, end: float) -> int:

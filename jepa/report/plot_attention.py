@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -23,13 +24,14 @@ from jepa.evaluation_run import EvaluationRun
 from jepa.report.style import BLUE, ENCODER_COLORS, GRAY, INK, RED, SKY, YELLOW, new_figure, outline_box, show_image
 from jepa.transforms.crop import resize
 
-__all__ = ["animate_attention", "attention", "overlay"]
+__all__ = ["animate", "animate_attention", "attention", "outline_patch", "overlay", "patch_index"]
 
 NUM_IMAGES, MAX_LAYERS, MAX_HEADS = 3, 5, 8  # numbers of images, layers and heads in the figure
 ANIMATED_IMAGES, MAX_FRAMES = 4, 64  # numbers of images and frames in the animation
 IMAGE_WIDTH, GAP, FRAME_MS = 180, 6, 120  # image width and gap in pixels, frame duration in ms
 MAX_RATIO = 8  # ratio of attention to uniform attention at which the colors saturate
 OPACITY = 0.75  # of saturated colors
+DrawMap = Callable[[Tensor, Tensor, tuple[int, int]], Tensor]
 LESS, EQUAL, MORE = BLUE, 0.65, RED  # colors of less than uniform, uniform (a gray) and more than uniform attention
 
 
@@ -40,14 +42,7 @@ def attention(run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figur
     grid, or if the backbone has no attention.
     """
     pixels, weights = images_and_attention(run, NUM_IMAGES)
-    height, width = run.grid
-    row, column = patch or (height // 2, width // 2)
-    if not (0 <= row < height and 0 <= column < width):
-        raise InputError(
-            f"--patch must have a row between 0 and {height - 1} and a column between 0 and {width - 1}, "
-            f"got {row} {column}"
-        )
-    query = row * width + column
+    query = patch_index(patch, run.grid)
     layer_name = "step" if isinstance(run.encoders["trained"].backbone, EnergyTransformer) else "layer"
     energy = run.energy_trace
     columns = 2 + min(MAX_LAYERS, len(weights))
@@ -64,6 +59,20 @@ def attention(run: EvaluationRun, patch: tuple[int, int] | None = None) -> Figur
         entropy_axes = right.subplots()
     draw_entropy(entropy_axes, entropy(weights), layer_name)
     return figure
+
+
+def patch_index(patch: tuple[int, int] | None, grid: tuple[int, int]) -> int:
+    """Return the index of the patch (row, column), by default the central one.
+
+    Raises `InputError` if it is outside the grid.
+    """
+    row, column = patch or (grid[0] // 2, grid[1] // 2)
+    if not (0 <= row < grid[0] and 0 <= column < grid[1]):
+        raise InputError(
+            f"--patch must have a row between 0 and {grid[0] - 1} and a column between 0 and {grid[1] - 1}, "
+            f"got {row} {column}"
+        )
+    return row * grid[1] + column
 
 
 def images_and_attention(run: EvaluationRun, count: int) -> tuple[Tensor, Tensor]:
@@ -181,26 +190,33 @@ def animate_attention(run: EvaluationRun) -> bytes:
     Raises `InputError` if the backbone has no attention.
     """
     pixels, weights = images_and_attention(run, ANIMATED_IMAGES)
-    last_layer = weights[-1].mean(1)  # (B, N, N)
-    num_tokens = last_layer.shape[-1]
+    return animate(pixels, weights[-1].mean(1), run.grid, overlay)
+
+
+def animate(pixels: Tensor, maps: Tensor, grid: tuple[int, int], draw_map: DrawMap) -> bytes:
+    """Return an animated WebP: a query patch moving over images (B, C, H, W), with its row of `maps` (B, N, N) below.
+
+    `draw_map` draws an image (C, H, W) with a map (N,) of a grid as floats (H, W, 3).
+    """
+    num_tokens = maps.shape[-1]
     queries = torch.linspace(0, num_tokens - 1, min(MAX_FRAMES, num_tokens)).round().long().tolist()
-    frames = [draw_frame(pixels, last_layer[:, query], run.grid, query) for query in queries]
+    frames = [draw_frame(pixels, maps[:, query], grid, query, draw_map) for query in queries]
     buffer = io.BytesIO()
     frames[0].save(buffer, "WEBP", save_all=True, append_images=frames[1:], duration=FRAME_MS, loop=0, quality=80)
     return buffer.getvalue()
 
 
-def draw_frame(pixels: Tensor, weights: Tensor, grid: tuple[int, int], query: int) -> Image.Image:
-    """Draw a row of images with the query outlined, above their attention maps."""
+def draw_frame(pixels: Tensor, maps: Tensor, grid: tuple[int, int], query: int, draw_map: DrawMap) -> Image.Image:
+    """Draw a row of images with the query outlined, above their maps (B, N)."""
     height = round(IMAGE_WIDTH * pixels.shape[-2] / pixels.shape[-1])
     frame = Image.new("RGB", (ANIMATED_IMAGES * (IMAGE_WIDTH + GAP) - GAP, 2 * height + GAP), "white")
     row, column = divmod(query, grid[1])
     corner = (round(column * IMAGE_WIDTH / grid[1]), round(row * height / grid[0]))
     end = (round((column + 1) * IMAGE_WIDTH / grid[1]) - 1, round((row + 1) * height / grid[0]) - 1)
-    for i, (view, image_weights) in enumerate(zip(pixels, weights, strict=True)):
+    for i, (view, values) in enumerate(zip(pixels, maps, strict=True)):
         array = view.permute(1, 2, 0).expand(-1, -1, 3)
         image = array * 255 if array.is_floating_point() else array
-        for top, tile in ((0, image), (height + GAP, overlay(view, image_weights, grid) * 255)):
+        for top, tile in ((0, image), (height + GAP, draw_map(view, values, grid) * 255)):
             picture = Image.fromarray(tile.byte().numpy()).resize((IMAGE_WIDTH, height), Image.Resampling.NEAREST)
             drawing = ImageDraw.Draw(picture)
             drawing.rectangle((*corner, *end), outline=INK, width=4)

@@ -12,12 +12,14 @@ from matplotlib.patheffects import withStroke
 from torch import Tensor
 
 __all__ = [
+    "BLUE",
     "CLASS_COLORS",
     "ENCODER_COLORS",
     "GRAY",
     "HIGHLIGHT",
     "INK",
     "PALE",
+    "RED",
     "SKY",
     "STYLE",
     "WIDTH",

@@ -18,6 +18,7 @@ __all__ = [
     "as_text",
     "energy_trace_table",
     "format_score",
+    "prediction_text",
     "row_titles",
     "saccade_retrieval_table",
     "score_table",
@@ -96,7 +97,24 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
             f"{retrieval['images']} images:"
         )
         blocks.append(f"{about}\n{saccade_retrieval_table(retrieval)}")
+    if predictions := result.get("predictions"):
+        blocks.append(wrap(prediction_text(predictions)))
     return "\n\n".join([*blocks, _notes(result, path), _conclusion(result)])
+
+
+def prediction_text(predictions: dict[str, Any]) -> str:
+    """Describe the scores of `jepa.evaluation.patch_predictions` in a sentence."""
+    count = predictions["candidates"]
+    if "error" not in predictions:
+        return (
+            f"Prediction of views after movements in {predictions['images']:,} images: R² of pixels decoded from "
+            f"predicted features {predictions['r2_predicted']:.2f}, from actual ones {predictions['r2_actual']:.2f}."
+        )
+    return (
+        f"Prediction of hidden patches in {predictions['images']:,} images: R² of pixels decoded from the predicted "
+        f"features {predictions['r2_predicted']:.2f}, from the actual ones {predictions['r2_actual']:.2f}; the "
+        f"actual feature is the nearest of {count} images for {predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
+    )
 
 
 def _notes(result: dict[str, Any], path: str | Path) -> str:

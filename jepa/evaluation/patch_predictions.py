@@ -1,0 +1,177 @@
+"""What the predictor of an I-JEPA foresees: tokens of hidden patches, decoded into pixels and compared with the truth.
+
+Shapes: B images, N tokens in the grid, D width, P pixels of a patch with all channels.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa.backbones import eval_mode
+from jepa.evaluation.decoding import RidgeDecoder, r2_score
+from jepa.evaluation.features import Subset
+from jepa.evaluation.patch_tokens import patch_tokens
+from jepa.evaluation.subset_images import read_evenly
+from jepa.objectives import Objective
+from jepa.objectives.ijepa import IJepa
+from jepa.rng import Rng
+from jepa.transforms.crop import resize
+
+__all__ = ["PatchPredictions", "predict_patches"]
+
+MAX_TOKENS, MAX_IMAGES = 64_000, 1000  # of the training images for the decoder, and as many of the test images
+CANDIDATES = 32  # number of images among whose tokens at the same position the actual one is searched
+BATCH_SIZE = 100
+SEED = 0  # of the masks
+
+
+@dataclass(frozen=True)
+class PatchPredictions:
+    """Tokens of test images, predicted from a part of each image and computed from the whole image.
+
+    Tokens that are in several target blocks are averaged over their predictions. The decoder was fitted to the tokens
+    of training images.
+    """
+
+    images: Tensor  # (B, C, H, W) in [0, 1]
+    context: Tensor  # (B, N) bool, True for tokens that the predictor was given
+    hidden: Tensor  # (B, N) bool, True for tokens that it predicted
+    predicted: Tensor  # (B, N, D), 0 where nothing was predicted
+    actual: Tensor  # (B, N, D)
+    decoder: RidgeDecoder
+    grid: tuple[int, int]
+
+    @cached_property
+    def errors(self) -> Tensor:
+        """Squared errors (B, N) of the predictions, divided by the variance of the tokens; NaN where there are none.
+
+        Predicting the average token would have an error of 1.
+        """
+        variance = (self.actual - self.actual.mean((0, 1))).square().sum(-1).mean().clamp(min=1e-12)
+        errors = (self.predicted - self.actual).square().sum(-1) / variance
+        return errors.masked_fill(~self.hidden, torch.nan)
+
+    @cached_property
+    def distance_to_context(self) -> Tensor:
+        """Distances (B, N) of tokens to the nearest one of the context, in patches."""
+        rows, columns = (axis.flatten() for axis in torch.meshgrid(*map(torch.arange, self.grid), indexing="ij"))
+        positions = torch.stack([rows, columns], 1).float()
+        distances = torch.cdist(positions, positions).expand(len(self.images), -1, -1)
+        return distances.masked_fill(~self.context[:, None], torch.inf).amin(-1)
+
+    def decoded(self, tokens: Tensor) -> Tensor:
+        """Decode tokens (B, N, D) into images (B, C, H, W) in [0, 1]."""
+        return from_patches(self.decoder.decode(tokens), self.grid, self.images.shape).clamp(0, 1)
+
+    def nearest_patches(self, image: int) -> Tensor:
+        """Return an image (C, H, W) of the patches whose tokens are nearest to those predicted for an image.
+
+        They are patches of all other test images.
+        """
+        others = torch.arange(len(self.images)) != image
+        bank = self.actual[others].flatten(0, 1)
+        pixels = to_patches(self.images, self.grid)
+        patches = pixels[others].flatten(0, 1)
+        nearest = torch.cat([torch.cdist(rows, bank).argmin(-1) for rows in self.predicted[image].split(16)])
+        return from_patches(patches[nearest][None], self.grid, self.images.shape)[0]
+
+    def scores(self) -> dict[str, Any]:
+        """Return how well pixels can be decoded from actual and predicted tokens, and how often the token is found."""
+        pixels = to_patches(self.images, self.grid)[self.hidden]
+        decoded = {name: self.decoder.decode(getattr(self, name)[self.hidden]) for name in ("actual", "predicted")}
+        r2 = {name: r2_score(patches, pixels, self.decoder.output_mean) for name, patches in decoded.items()}
+        return {
+            "images": len(self.images),
+            "r2_actual": round(r2["actual"], 4),
+            "r2_predicted": round(r2["predicted"], 4),
+            "error": round(float(self.errors.nanmean()), 4),
+            "candidates": CANDIDATES,
+            "top1": round(100 * self.retrieval(), 2),
+        }
+
+    def retrieval(self) -> float:
+        """Return how often a predicted token is nearest to the actual one, among those of 32 images at its position.
+
+        A predictor that knows only the position is right once in 32 times.
+        """
+        found = []
+        for chunk in torch.arange(len(self.images)).split(CANDIDATES):
+            if len(chunk) < CANDIDATES and len(self.images) >= CANDIDATES:
+                continue
+            predicted, actual = self.predicted[chunk].transpose(0, 1), self.actual[chunk].transpose(0, 1)
+            distance = torch.cdist(predicted, actual, compute_mode="donot_use_mm_for_euclid_dist")  # (N, b, b)
+            own = distance.diagonal(dim1=1, dim2=2)[..., None]
+            found.append(((distance <= own).sum(-1) == 1)[self.hidden[chunk].T])
+        return float(torch.cat(found).double().mean())
+
+
+def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchPredictions | None:
+    """Predict tokens of up to 1,000 test images, from their masked views.
+
+    The images are not cropped, and their masks are those of training. Returns None for other objectives than I-JEPA,
+    and if the predictions are not finite because training has diverged.
+    """
+    if not isinstance(objective, IJepa):
+        return None
+    limit = max(CANDIDATES, min(MAX_IMAGES, MAX_TOKENS // objective.masks.num_tokens))
+    fitted, images = (
+        torch.cat([resize(batch, objective.size) for batch in read_evenly(subset, limit, BATCH_SIZE)])
+        for subset in (train, test)
+    )
+    tokens = patch_tokens(objective.target, fitted)
+    decoder = RidgeDecoder.fit(normalized(tokens.x).flatten(0, 1), to_patches(fitted, tokens.grid).flatten(0, 1))
+    parts = []
+    with torch.no_grad(), eval_mode(objective):
+        for i, batch in enumerate(images.split(BATCH_SIZE)):
+            positions = torch.arange(i * BATCH_SIZE, i * BATCH_SIZE + len(batch), device=objective.target.device)
+            parts.append(predict_batch(objective, batch.to(positions.device), Rng(SEED, 0, positions)))
+    context, hidden, predicted, actual = (torch.cat(part) for part in zip(*parts, strict=True))
+    if not bool(predicted.isfinite().all()):
+        return None
+    return PatchPredictions(
+        images=images,
+        context=context,
+        hidden=hidden,
+        predicted=predicted,
+        actual=actual,
+        decoder=decoder,
+        grid=tokens.grid,
+    )
+
+
+def predict_batch(objective: IJepa, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the fields `context`, `hidden`, `predicted` and `actual` of `PatchPredictions` for a batch."""
+    masks = objective.masks.sample(rng)
+    actual = normalized(objective.target(images).x.float())
+    context = objective.context(images, masks.context, masks.context_valid).x
+    blocks = objective.predictor(context, masks).float().flatten(1, 2)  # (B, M·T, D)
+    positions, valid = masks.targets.flatten(1), masks.targets_valid.flatten(1)
+    counts = torch.zeros(actual.shape[:2], device=actual.device).scatter_add_(1, positions, valid.float())
+    sums = torch.zeros_like(actual)
+    sums.scatter_add_(1, positions[..., None].expand_as(blocks), blocks * valid[..., None])
+    visible = torch.zeros_like(counts).scatter_add_(1, masks.context, masks.context_valid.float())
+    predicted = sums / counts.clamp(min=1)[..., None]
+    return (visible > 0).cpu(), (counts > 0).cpu(), predicted.cpu(), actual.cpu()
+
+
+def normalized(tokens: Tensor) -> Tensor:
+    """Normalize tokens (…, D) as the targets of I-JEPA are."""
+    return F.layer_norm(tokens, tokens.shape[-1:])
+
+
+def to_patches(images: Tensor, grid: tuple[int, int]) -> Tensor:
+    """Cut images (B, C, H, W) into patches (B, N, P) of their pixels."""
+    height, width = images.shape[-2] // grid[0], images.shape[-1] // grid[1]
+    return F.unfold(images, (height, width), stride=(height, width)).mT
+
+
+def from_patches(patches: Tensor, grid: tuple[int, int], shape: torch.Size) -> Tensor:
+    """Put patches (B, N, P) together to images (B, C, H, W) of the last three sizes of `shape`."""
+    height, width = shape[-2] // grid[0], shape[-1] // grid[1]
+    return F.fold(patches.mT, (shape[-2], shape[-1]), (height, width), stride=(height, width))

@@ -1,0 +1,127 @@
+"""What the predictor of a JEPA foresees, decoded into pixels, and where it errs."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from torch import Tensor
+
+from jepa.config import InputError
+from jepa.evaluation.patch_predictions import PatchPredictions
+from jepa.evaluation.view_predictions import ViewPredictions
+from jepa.evaluation_run import EvaluationRun
+from jepa.report.plot_saccades import describe_saccade
+from jepa.report.style import ENCODER_COLORS, new_figure, show_image
+
+__all__ = ["errors", "predictions"]
+
+NUM_IMAGES, NUM_EXTREMES = 6, 8
+MIN_TOKENS = 30  # of a distance that is drawn
+HIDDEN = 0.9  # gray of hidden patches
+
+
+def predictions(run: EvaluationRun) -> Figure:
+    """Draw test images, what the predictor was given of them, and what it foresees.
+
+    I-JEPA foresees hidden patches, and Saccade JEPA the view after a movement. Raises `InputError` if the objective
+    predicts neither.
+    """
+    if run.view_predictions:
+        return draw_views(run.view_predictions)
+    found = require_predictions(run)
+    count = min(NUM_IMAGES, len(found.images))
+    hidden, context = (pixel_mask(mask[:count], found) for mask in (found.hidden, found.context))
+    images = found.images[:count]
+    actual, predicted = (found.decoded(tokens[:count]) for tokens in (found.actual, found.predicted))
+    nearest = torch.stack([found.nearest_patches(image) for image in range(count)])
+    visible = torch.where(context, images, HIDDEN)
+    difference = (predicted - actual).abs().mean(1, keepdim=True).expand_as(images)
+    scores = found.scores()
+    columns = {
+        "image": images,
+        "context": visible,
+        f"decoded truth\nR² {scores['r2_actual']:.2f}": torch.where(hidden, actual, visible),
+        f"decoded prediction\nR² {scores['r2_predicted']:.2f}": torch.where(hidden, predicted, visible),
+        "difference": torch.where(hidden, 1 - difference, HIDDEN),
+        "nearest patches\nof other images": torch.where(hidden, nearest, visible),
+    }
+    width = 7.2 / len(columns)
+    figure = new_figure(count * width * images.shape[-2] / images.shape[-1] + 0.5)
+    axes_grid = figure.subplots(count, len(columns), squeeze=False)
+    for column, (title, views) in enumerate(columns.items()):
+        axes_grid[0, column].set_title(title)
+        for axes, view in zip(axes_grid[:, column], views, strict=True):
+            show_image(axes, view)
+    return figure
+
+
+def draw_views(found: ViewPredictions) -> Figure:
+    """Draw views before and after a movement, the decoded prediction, and the view that is nearest to it."""
+    count, scores = min(NUM_IMAGES, len(found.before)), found.scores()
+    nearest = found.after[torch.arange(count), found.nearest()[:count, 0]]
+    columns = {
+        "before": found.before[:count],
+        "after": found.after[:count, 0],
+        f"decoded truth\nR² {scores['r2_actual']:.2f}": found.decoded(found.actual[:count, 0]),
+        f"decoded prediction\nR² {scores['r2_predicted']:.2f}": found.decoded(found.predicted[:count, 0]),
+        f"nearest of {scores['candidates']} views\nright: {scores['top1']:.0f}%": nearest,
+    }
+    height, width = found.before.shape[-2:]
+    figure = new_figure(count * (7.2 / len(columns) * height / width + 0.18) + 0.4)
+    axes_grid = figure.subplots(count, len(columns), squeeze=False)
+    for column, (title, views) in enumerate(columns.items()):
+        for row, (axes, view) in enumerate(zip(axes_grid[:, column], views, strict=True)):
+            show_image(axes, view)
+            text = describe_saccade(found.saccade, row * found.after.shape[1]) if column == 1 else ""
+            axes.set_title(text or (title if row == 0 else ""), fontsize=8)
+    return figure
+
+
+def errors(run: EvaluationRun) -> Figure:
+    """Draw the error of the predictions by position, by distance to the context, and the easiest and hardest images.
+
+    Raises `InputError` if the objective predicts no tokens of patches.
+    """
+    found = require_predictions(run)
+    figure = new_figure(4.6)
+    top, bottom = figure.subfigures(2, 1, height_ratios=(1.3, 1), squeeze=False)[:, 0]
+    left, right = top.subplots(1, 2)
+    by_position = found.errors.nanmean(0).view(found.grid)
+    shown = left.imshow(by_position.numpy(), vmin=0)
+    figure.colorbar(shown, ax=left)
+    left.set(xticks=[], yticks=[], title="error by position")
+    distances = found.distance_to_context[found.hidden].round()
+    values = found.errors[found.hidden]
+    levels = [level for level in distances.unique().tolist() if int((distances == level).sum()) >= MIN_TOKENS]
+    means = [float(values[distances == level].mean()) for level in levels]
+    right.plot(levels, means, marker="o", color=ENCODER_COLORS["trained"])
+    right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.set(xlabel="distance to the nearest context patch, in patches", title="error by distance", ylim=(0, None))
+    by_image = found.errors.nanmean(1)
+    order = by_image.nan_to_num(0).argsort()
+    count = min(NUM_EXTREMES, len(order) // 2)
+    axes_grid = bottom.subplots(2, count, squeeze=False)
+    for row, (title, chosen) in enumerate((("easiest", order[:count]), ("hardest", order.flip(0)[:count]))):
+        for axes, image in zip(axes_grid[row], chosen.tolist(), strict=True):
+            show_image(axes, found.images[image])
+            axes.set_title(f"{title} {by_image[image]:.2f}" if axes is axes_grid[row, 0] else f"{by_image[image]:.2f}")
+    return figure
+
+
+def require_predictions(run: EvaluationRun) -> PatchPredictions:
+    """Return the predictions of a run. Raises `InputError` if its objective predicts no tokens of patches."""
+    if run.patch_predictions is None:
+        raise InputError(
+            f"the objective {run.config.objective.kind} has no predictions to draw; run 'jepa plot {run.folder.path}' "
+            "to draw all applicable figures"
+        )
+    return run.patch_predictions
+
+
+def pixel_mask(mask: Tensor, found: PatchPredictions) -> Tensor:
+    """Return a mask of tokens (B, N) as one of pixels (B, C, H, W)."""
+    size = found.images.shape[-2:]
+    pixels = F.interpolate(mask.float().view(-1, 1, *found.grid), size) > 0.5
+    return pixels.expand(-1, found.images.shape[1], -1, -1)
