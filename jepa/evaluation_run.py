@@ -18,10 +18,10 @@ from jepa.backbones import Encoder
 from jepa.config import Config, DataConfig, InputError
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
-from jepa.data import CACHE, Batch, auto_workers, evenly_spaced, open_dataset, split_holdout
+from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.energy import energy_trace
-from jepa.evaluation.features import Features, FeatureStore, Subset
+from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
 from jepa.evaluation.patch_predictions import PatchPredictions, predict_patches
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
@@ -155,11 +155,11 @@ class EvaluationRun:
 
     def read_images(self, count: int) -> Tensor:
         """Return up to `count` evenly spaced test images (count, C, H, W), skipping unreadable ones."""
-        return _read_evenly(self.test, count)[0]
+        return torch.cat([pixels for pixels, _ in read_evenly(self.test, count)])
 
     def sample_inputs(self, count: int) -> Any:
         """Return the inputs that the objective samples at step 0 from up to `count` evenly spaced training images."""
-        pixels, labels = _read_evenly(self.train, count)
+        pixels, labels = next(read_evenly(self.train, count, batch_size=count))
         positions = torch.arange(len(pixels), device=self.device)
         batch = Batch(pixels.to(self.device), None if labels is None else labels.to(self.device), positions)
         return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
@@ -196,11 +196,3 @@ def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str
         Subset(train, held_out),
         f"no test split: scored on {len(held_out)} of the training images, on which nothing else is fitted",
     )
-
-
-def _read_evenly(subset: Subset, count: int) -> tuple[Tensor, Tensor | None]:
-    """Return up to `count` evenly spaced images of a subset and their labels, skipping unreadable images."""
-    dataset, indices = subset
-    decoded = dataset.read(indices[evenly_spaced(len(indices), count)])
-    readable = decoded.readable
-    return decoded.pixels[readable], None if dataset.labels is None else dataset.labels[decoded.indices[readable]]

@@ -318,7 +318,7 @@ def catch_signals() -> Iterator[Callable[[], int]]:
         if received:  # the second signal ends the program at once
             raise KeyboardInterrupt
         received = number
-        if number == signal.SIGINT:  # not by print(), which may be what was interrupted
+        if number == signal.SIGINT and distributed.is_main():  # not by print(), which may be what was interrupted
             os.write(2, b"\njepa: stopping after this step; Ctrl-C again stops at once, without saving\n")
 
     with handle_stop(handle):

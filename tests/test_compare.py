@@ -98,6 +98,21 @@ def test_integers_and_equal_decimals_are_the_same_setting(tmp_path, blank):
     assert len(gather(paths)) == 1
 
 
+@pytest.mark.parametrize("changes", [{"train_seconds": "long"}, {"step": "late"}, {"steps": None}])
+def test_damaged_steps_are_one_sentence(changes, tmp_path, blank):
+    run = Run(evaluated(tmp_path / "run", tiny_config("toy"), **changes))
+    run.save("last", {"model.x": torch.zeros(1)}, step=run.config.steps, seconds=1.0)
+    if "steps" not in changes:
+        with pytest.raises(InputError, match="run 'jepa evaluate "):
+            gather([run.path])
+    file = run.path / "evaluation.json"
+    result = json.loads(file.read_text())
+    del result["train_seconds"]
+    file.write_text(json.dumps(result))
+    with pytest.raises(InputError, match="is damaged; run 'jepa evaluate "):
+        gather([run.path])
+
+
 @pytest.mark.parametrize("trained", [None, [], {"knn": "high"}, {"linear": [1.0]}, "text"])
 def test_damaged_scores_are_one_sentence(trained, tmp_path, blank):
     path = evaluated(tmp_path / "run", tiny_config("toy"), trained=trained)
@@ -109,6 +124,9 @@ def test_scores_of_different_images_are_not_compared_silently(tmp_path, blank):
     paths = [evaluated(tmp_path / "a", tiny_config("toy")), evaluated(tmp_path / "b", tiny_config("toy"))]
     assert "scored on different images" not in compare(paths, tmp_path / "figure.png")
     other = {"source": "others", "train": 80, "test": 40, "split": "train to test"}
+    worded = {"source": "toy", "train": 80, "test": 40, "split": "train to test, in the words of an older version"}
+    paths.append(evaluated(tmp_path / "old", tiny_config("toy"), data=worded))
+    assert "scored on different images" not in compare(paths, tmp_path / "figure.png")
     paths.append(evaluated(tmp_path / "c", tiny_config("others"), data=other))
     assert "scored on different images, so their scores cannot be compared" in compare(paths, tmp_path / "figure.png")
 

@@ -5,22 +5,24 @@ import math
 
 import pytest
 import torch
+from PIL import Image
 
 from jepa.backbones import Tokens
-from jepa.config import FixationConfig, MAEConfig, SaccadeConfig
+from jepa.config import FixationConfig, InputError, MAEConfig, SaccadeConfig
 from jepa.data import open_dataset
 from jepa.evaluation.decoding import RidgeDecoder, r2_score
-from jepa.evaluation.features import Subset
+from jepa.evaluation.features import Subset, read_evenly
+from jepa.evaluation.knn import nearest
 from jepa.evaluation.label_free import alpha_req, lidar, view_features
-from jepa.evaluation.neighbors import nearest
 from jepa.evaluation.patch_predictions import PatchPredictions, from_patches, predict_patches, to_patches
 from jepa.evaluation.patch_tokens import patch_colors, patch_similarity, patch_tokens
 from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.ijepa import IJepaInputs
+from jepa.report.plot_neighbors import neighbors, vote
 from jepa.rng import Rng
 from jepa.runs import fresh_objective, load_objective
 from jepa.train import train
-from tests.conftest import override
+from tests.conftest import override, toy_images, write_parquet
 
 
 def randn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -61,6 +63,21 @@ def test_the_foreground_is_the_texture_that_is_not_at_the_border():
     tokens, inside = two_textures()
     for x in (tokens.x, -tokens.x):
         assert torch.equal(patch_colors(Tokens(x, tokens.grid), foreground=True)[1], inside)
+
+
+def test_equal_tokens_have_a_color():
+    tokens = Tokens(torch.ones(2, 16, 8), (4, 4))
+    for foreground in (False, True):
+        colors, _ = patch_colors(tokens, foreground)
+        assert bool(colors.isfinite().all())
+
+
+def test_tokens_that_are_not_finite_are_refused(tiny):
+    encoder = fresh_objective(override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)).main_encoder
+    with torch.no_grad():
+        next(encoder.backbone.stem.parameters()).fill_(torch.inf)
+    with pytest.raises(InputError, match="NaN or infinite"):
+        patch_tokens(encoder, torch.rand(2, 3, 16, 16))
 
 
 def test_a_patch_is_similar_to_those_of_its_texture():
@@ -140,6 +157,14 @@ def test_right_predictions_are_found_and_those_of_the_position_are_not():
     assert bool(right.errors[~right.hidden].isnan().all())
 
 
+def test_few_images_are_fewer_candidates():
+    found = planted_predictions("position")
+    few = {name: getattr(found, name)[:5] for name in ("images", "context", "hidden", "predicted", "actual")}
+    scores = dataclasses.replace(found, **few).scores()
+    assert scores["candidates"] == 5
+    assert scores["top1"] == pytest.approx(100 / 5, abs=15)
+
+
 def test_distances_to_the_context():
     found = planted_predictions("right")
     assert found.distance_to_context[0].view(4, 4)[0].tolist() == [0, 1, 2, 3]
@@ -185,6 +210,7 @@ def test_predictions_of_views(tiny, tmp_path):
     run = EvaluationRun.open(train(config, tmp_path / "run").path)
     found = run.view_predictions
     assert found.after.shape == (40, 32, 3, 16, 16)
+    assert found.scores()["candidates"] == 32
     assert found.decoded(found.predicted[:, 0]).shape == (40, 3, 16, 16)
     perfect = dataclasses.replace(found, predicted=found.actual).scores()
     assert perfect["top1"] == 100
@@ -199,7 +225,7 @@ def test_predictions_of_views(tiny, tmp_path):
 
 def test_neighbors_of_planted_duplicates_are_the_duplicates():
     bank = randn(500, 20) + 5
-    similarity, found = nearest(bank[[7, 300]] * 1.0, bank, 3)
+    similarity, found = nearest(bank, bank[[7, 300]], 3)
     assert found[:, 0].tolist() == [7, 300]
     assert torch.allclose(similarity[:, 0], torch.ones(2), atol=1e-5)
     assert bool((similarity[:, 1] < 0.95).all())
@@ -231,6 +257,48 @@ def test_lidar_does_not_count_axes_on_which_views_differ():
     keep = torch.arange(16) < 4
     x = torch.where(keep, images + 0.01 * views, views)  # images differ on four axes, views on the others
     assert lidar(x) == pytest.approx(4, rel=0.1)
+
+
+def test_lidar_of_very_large_features():
+    """Their covariance has rounding errors above the constant of the paper."""
+    x = 1e7 * (randn(20, 1, 300) + 0.1 * randn(20, 4, 300, seed=1))
+    assert 1 <= lidar(x) <= 300
+
+
+@pytest.mark.parametrize("labels", [[0, 1, 2, 3], [0, -1, -1, -1], [-1, -1, -1, -1]])
+def test_neighbors_are_drawn_whatever_is_labeled(tiny, tmp_path, labels):
+    """Classes of test images without training images, partly labeled ones, and none."""
+    for split, known, seed in (("train", labels[:2], 0), ("test", labels, 1)):
+        chosen = [known[i % len(known)] for i in range(30)]
+        write_parquet(tmp_path / "data" / f"{split}.parquet", toy_images(30, seed=seed)[0], chosen, "abcd")
+    run = EvaluationRun.open(train(override(tiny, data__source=str(tmp_path / "data")), tmp_path / "run").path)
+    figure = neighbors(run)
+    titles = [axes.get_title() for axes in figure.axes if axes.get_title()]
+    assert all(set(title.split(" → ")) <= set("abcd") for title in titles)
+    assert bool(titles) == (labels[0] == 0)
+    if labels[3] == 3:  # classes that are unknown to the neighbors are mistakes, and come first
+        assert all(title[0] in "cd" or title[0] != title[-1] for title in titles)
+
+
+def test_the_vote_of_neighbors_ignores_unlabeled_ones():
+    labels = torch.tensor([[-1, -1, -1, 2], [0, 1, 1, -1], [-1, -1, -1, -1]])
+    assert vote(labels).tolist() == [2, 1, -1]
+    assert vote(labels[2:]).tolist() == [-1]
+
+
+def test_images_are_read_evenly_without_unreadable_ones(tiny, tmp_path):
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i in range(6):
+        Image.new("RGB", (20, 20), (40 * i, 0, 0)).save(folder / f"{i}.png")
+    (folder / "1.png").write_text("torn")
+    config = override(tiny, data__source=str(folder)).data
+    subset = Subset(open_dataset(config, "train", tmp_path / "cache"), torch.arange(6))
+    batches = [pixels for pixels, _ in read_evenly(subset, 6, batch_size=2)]
+    assert [len(batch) for batch in batches] == [1, 2, 2]
+    only_torn = Subset(subset.dataset, torch.tensor([1]))
+    with pytest.raises(InputError, match=r"none of the 1 images of .* can be read"):
+        list(read_evenly(only_torn, 6))
 
 
 def test_view_features_are_views_of_the_same_images(tiny, tmp_path):

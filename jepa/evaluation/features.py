@@ -19,11 +19,11 @@ from tqdm import tqdm
 
 from jepa.backbones import Encoder, eval_mode
 from jepa.config import InputError
-from jepa.data import DECODER, ImageDataset, read_ahead
+from jepa.data import DECODER, ImageDataset, evenly_spaced, read_ahead
 from jepa.files import Locked, lock, read_record, write_record
 from jepa.transforms.crop import as_float, resize
 
-__all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features"]
+__all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features", "read_evenly"]
 
 BATCH_SIZE = 100
 MAX_PIXEL_SIDE = 32  # maximum side of raw-pixel images; a linear probe on larger ones would not fit in memory
@@ -39,6 +39,24 @@ class Subset(NamedTuple):
     def labels(self) -> Tensor | None:
         """Labels of the images, -1 for unlabeled ones; None if the dataset has no labels."""
         return None if self.dataset.labels is None else self.dataset.labels[self.indices]
+
+
+def read_evenly(subset: Subset, count: int, batch_size: int = BATCH_SIZE) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Yield batches of up to `count` evenly spaced images (B, C, H, W) of a subset, and their labels (B,), if any.
+
+    Unreadable images are left out. Raises `InputError` if all of them are unreadable.
+    """
+    dataset, chosen = subset.dataset, subset.indices[evenly_spaced(len(subset.indices), count)]
+    is_empty = True
+    for indices in chosen.split(batch_size):
+        decoded = dataset.read(indices)
+        readable = decoded.readable
+        if bool(readable.any()):
+            is_empty = False
+            labels = None if dataset.labels is None else dataset.labels[decoded.indices[readable]]
+            yield decoded.pixels[readable], labels
+    if is_empty:
+        raise InputError(f"none of the {len(chosen):,} images of {dataset.name} can be read; choose a different source")
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,28 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from jepa.config import InputError
 from jepa.evaluation.features import Features
 from jepa.evaluation.labels import check_labels, num_classes
 
-__all__ = ["HEADLINE_K", "NEIGHBORS", "knn"]
+__all__ = ["HEADLINE_K", "NEIGHBORS", "knn", "nearest"]
 
 NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # numbers of neighbors in the report
 HEADLINE_K = 20  # number of neighbors for the headline accuracy, as in DINO
 BATCH_SIZE = 1000  # number of test features compared with the training features at a time
+
+
+def nearest(bank: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the cosine similarities (Q, count) and positions of the features of a bank (N, D) nearest to queries.
+
+    Features are centered on the mean of the bank.
+    """
+    mean = bank.mean(0)
+    unit = F.normalize(bank - mean, dim=-1)
+    found = [(F.normalize(x - mean, dim=-1) @ unit.T).topk(count, dim=-1) for x in queries.split(BATCH_SIZE)]
+    return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
 
 
 @torch.no_grad()
@@ -34,14 +46,12 @@ def knn(
         raise InputError(f"neighbors and temperature must be positive, got {list(neighbors)} and {temperature}")
     if max(neighbors) > len(train.x):
         raise InputError(f"k = {max(neighbors)} exceeds the number of training images ({len(train.x)})")
-    mean = train.x.mean(0)
-    bank = F.normalize(train.x - mean, dim=-1)
     classes = num_classes(train_labels, test_labels)
     correct = dict.fromkeys(sorted(neighbors), 0)
-    for queries, labels in zip(test.x.split(BATCH_SIZE), test_labels.split(BATCH_SIZE), strict=True):
-        similarity, nearest = (F.normalize(queries - mean, dim=-1) @ bank.T).topk(max(neighbors), dim=-1)
-        weights, neighbor_labels = (similarity / temperature).exp(), train_labels[nearest]
-        votes = torch.zeros(len(queries), classes)
+    found = zip(*(x.split(BATCH_SIZE) for x in nearest(train.x, test.x, max(neighbors))), strict=True)
+    for (similarity, positions), labels in zip(found, test_labels.split(BATCH_SIZE), strict=True):
+        weights, neighbor_labels = (similarity / temperature).exp(), train_labels[positions]
+        votes = torch.zeros(len(labels), classes)
         counted = 0
         for k in correct:
             votes.scatter_add_(1, neighbor_labels[:, counted:k], weights[:, counted:k])

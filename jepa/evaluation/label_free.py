@@ -7,9 +7,8 @@ from torch import Tensor
 
 from jepa.backbones import Encoder, eval_mode
 from jepa.config import CropConfig
-from jepa.data import evenly_spaced
 from jepa.evaluation.collapse import check_features
-from jepa.evaluation.features import Subset
+from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.pca import principal_axes
 from jepa.rng import Rng
 from jepa.transforms.crop import crop
@@ -18,6 +17,7 @@ __all__ = ["alpha_req", "lidar", "view_features"]
 
 FIRST_AXIS, LAST_AXIS = 3, 100  # of the power law; the first axes do not follow it, and the last ones are noise
 RIDGE = 1e-4  # added to the covariance within images, as in the paper (delta)
+ROUNDING = 1e-10  # of a covariance, relative to its trace
 SMOOTHING = 1e-8  # added to the normalized eigenvalues, as in the paper (epsilon)
 NUM_IMAGES, NUM_VIEWS = 500, 6
 VIEWS = CropConfig(kind="random", scale=(0.3, 1.0))
@@ -50,7 +50,10 @@ def lidar(x: Tensor) -> float:
     means = x.double().mean(1)
     between = means - means.mean(0)
     within = (x.double() - means[:, None]).flatten(0, 1)
-    covariance = within.T @ within / len(within) + RIDGE * torch.eye(x.shape[-1], dtype=torch.float64)
+    covariance = within.T @ within / len(within)
+    # more than in the paper only if features are so large that rounding errors exceed it
+    ridge = max(RIDGE, ROUNDING * float(covariance.trace()))
+    covariance += ridge * torch.eye(x.shape[-1], dtype=torch.float64)
     whitened = torch.linalg.solve_triangular(torch.linalg.cholesky(covariance), between.T, upper=False)
     eigenvalues = torch.linalg.svdvals(whitened).square() / len(means)
     fractions = eigenvalues / eigenvalues.sum().clamp(min=1e-300) + SMOOTHING
@@ -60,11 +63,9 @@ def lidar(x: Tensor) -> float:
 @torch.no_grad()
 def view_features(encoder: Encoder, subset: Subset) -> Tensor:
     """Return the average tokens (n, q, D) of 6 random crops of up to 500 images, on the CPU."""
-    chosen = subset.indices[evenly_spaced(len(subset.indices), NUM_IMAGES)]
     result = []
-    for i, indices in enumerate(chosen.split(BATCH_SIZE)):
-        decoded = subset.dataset.read(indices)
-        pixels = decoded.pixels[decoded.readable].to(encoder.device)
+    for i, (batch, _) in enumerate(read_evenly(subset, NUM_IMAGES, BATCH_SIZE)):
+        pixels = batch.to(encoder.device)
         rng = Rng(0, i, torch.arange(len(pixels), device=encoder.device))
         with eval_mode(encoder):
             views = [crop(pixels, VIEWS, encoder.size, rng, view=view) for view in range(NUM_VIEWS)]

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from jepa.backbones import eval_mode
 from jepa.evaluation.decoding import RidgeDecoder, r2_score
-from jepa.evaluation.features import Subset
+from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.patch_tokens import patch_tokens
-from jepa.evaluation.subset_images import read_evenly
 from jepa.objectives import Objective
 from jepa.objectives.ijepa import IJepa
 from jepa.rng import Rng
@@ -26,7 +25,7 @@ from jepa.transforms.crop import resize
 __all__ = ["PatchPredictions", "predict_patches"]
 
 MAX_TOKENS, MAX_IMAGES = 64_000, 1000  # of the training images for the decoder, and as many of the test images
-CANDIDATES = 32  # number of images among whose tokens at the same position the actual one is searched
+CANDIDATES = 32  # number of images among whose tokens at the same position the actual one is searched, if there are
 BATCH_SIZE = 100
 SEED = 0  # of the masks
 
@@ -87,18 +86,19 @@ class PatchPredictions:
         decoded = {name: self.decoder.decode(getattr(self, name)[self.hidden]) for name in ("actual", "predicted")}
         r2 = {name: r2_score(patches, pixels, self.decoder.output_mean) for name, patches in decoded.items()}
         return {
+            "of": "hidden patches",
             "images": len(self.images),
             "r2_actual": round(r2["actual"], 4),
             "r2_predicted": round(r2["predicted"], 4),
             "error": round(float(self.errors.nanmean()), 4),
-            "candidates": CANDIDATES,
+            "candidates": min(CANDIDATES, len(self.images)),
             "top1": round(100 * self.retrieval(), 2),
         }
 
     def retrieval(self) -> float:
         """Return how often a predicted token is nearest to the actual one, among those of 32 images at its position.
 
-        A predictor that knows only the position is right once in 32 times.
+        A predictor that knows only the position is right once in 32 times. All images are used if there are fewer.
         """
         found = []
         for chunk in torch.arange(len(self.images)).split(CANDIDATES):
@@ -121,7 +121,7 @@ def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchP
         return None
     limit = max(CANDIDATES, min(MAX_IMAGES, MAX_TOKENS // objective.masks.num_tokens))
     fitted, images = (
-        torch.cat([resize(batch, objective.size) for batch in read_evenly(subset, limit, BATCH_SIZE)])
+        torch.cat([resize(batch, objective.size) for batch, _ in read_evenly(subset, limit, BATCH_SIZE)])
         for subset in (train, test)
     )
     tokens = patch_tokens(objective.target, fitted)

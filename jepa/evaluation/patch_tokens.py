@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.backbones import Encoder, Tokens, eval_mode
+from jepa.evaluation.collapse import check_features
 from jepa.evaluation.pca import principal_axes
 from jepa.transforms.crop import resize
 
@@ -24,12 +25,15 @@ def patch_tokens(encoder: Encoder, images: Tensor, scale: int = 1) -> Tokens:
     """Return the tokens (B, N, D) of images (B, C, H, W), uint8 or floats in [0, 1], on the CPU.
 
     The images are first resized to `scale` times the input size of the encoder, which gives `scale` ** 2 times as many
-    tokens.
+    tokens. Raises `InputError` if tokens are NaN or infinite.
     """
     size = (scale * encoder.size[0], scale * encoder.size[1])
+    count = max(1, BATCH_SIZE // scale**4)  # attention needs memory for pairs of tokens
     with eval_mode(encoder):
-        batches = [encoder(resize(batch, size).to(encoder.device)) for batch in images.split(BATCH_SIZE)]
-    return Tokens(torch.cat([batch.x.float().cpu() for batch in batches]), batches[0].grid)
+        batches = [encoder(resize(batch, size).to(encoder.device)) for batch in images.split(count)]
+    x = torch.cat([batch.x.float().cpu() for batch in batches])
+    check_features(x.flatten(0, 1))
+    return Tokens(x, batches[0].grid)
 
 
 def enlarged_tokens(encoder: Encoder, images: Tensor, scale: int) -> Tokens | None:
@@ -55,6 +59,8 @@ def patch_colors(tokens: Tokens, foreground: bool = False) -> tuple[Tensor, Tens
         border = torch.ones(tokens.grid, dtype=torch.bool)
         border[1:-1, 1:-1] = False
         shown = first > 0 if first.view(shape)[:, border.flatten()].mean() <= 0 else first < 0
+    if int(shown.sum()) < 2:  # all tokens are the same
+        shown = torch.ones_like(shown)
     axes = projected(flat[shown], flat, 3)
     low, high = (axes[shown].quantile(q, 0) for q in (CONTRAST, 1 - CONTRAST))
     colors = ((axes - low) / (high - low).clamp(min=1e-12)).clamp(0, 1)

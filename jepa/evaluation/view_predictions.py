@@ -10,9 +10,8 @@ from torch import Tensor
 
 from jepa.backbones import eval_mode
 from jepa.evaluation.decoding import RidgeDecoder, r2_score
-from jepa.evaluation.features import Subset
+from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.saccade_retrieval import NUM_FIXATIONS, has_saccade_predictor
-from jepa.evaluation.subset_images import read_evenly
 from jepa.objectives import Objective
 from jepa.objectives.saccade import Saccade
 from jepa.rng import Rng
@@ -23,8 +22,8 @@ __all__ = ["ViewPredictions", "predict_views"]
 
 FITTED_IMAGES, NUM_IMAGES = 2000, 64
 MAX_WIDTH = 2048  # of the inputs of the decoder; wider grids of tokens are averaged
-MAX_SIDE = 32  # of decoded views, in pixels
-BATCH_SIZE = 50
+MAX_SIDE = 64  # of the views that are kept and decoded, in pixels
+FITTED_BATCH, BATCH_SIZE = 50, 8  # images at a time; each of the latter has 33 views
 SEED = 0  # of the fixations
 
 
@@ -32,7 +31,8 @@ SEED = 0  # of the fixations
 class ViewPredictions:
     """Views of test images before and after movements, B images with K movements of each, and predictions of them.
 
-    Embeddings have width D. The decoder was fitted to the embeddings of views of training images.
+    Embeddings have width D. The decoder was fitted to the embeddings of views of training images. The views are reduced
+    to at most 64 pixels a side after they were encoded.
     """
 
     before: Tensor  # (B, C, H, W) in [0, 1]
@@ -43,9 +43,8 @@ class ViewPredictions:
     decoder: RidgeDecoder
 
     def decoded(self, embeddings: Tensor) -> Tensor:
-        """Decode embeddings (B, D) into views (B, C, h, w) in [0, 1]."""
-        size = decoded_size(self.before)
-        return self.decoder.decode(embeddings).view(-1, self.before.shape[1], *size).clamp(0, 1)
+        """Decode embeddings (B, D) into views (B, C, H, W) in [0, 1]."""
+        return self.decoder.decode(embeddings).view(-1, *self.before.shape[1:]).clamp(0, 1)
 
     def nearest(self) -> Tensor:
         """Return the views (B, K) of the same image whose embeddings are nearest to each prediction, as positions."""
@@ -53,12 +52,12 @@ class ViewPredictions:
 
     def scores(self) -> dict[str, Any]:
         """Return how well pixels can be decoded from the actual and the predicted embeddings."""
-        views = self.after.flatten(0, 1)
-        pixels = resize(views, decoded_size(views)).flatten(1)
+        pixels = self.after.flatten(0, 1).flatten(1)
         decoded = {name: self.decoder.decode(getattr(self, name).flatten(0, 1)) for name in ("actual", "predicted")}
         r2 = {name: r2_score(part, pixels, self.decoder.output_mean) for name, part in decoded.items()}
         found = self.nearest() == torch.arange(self.predicted.shape[1])
         return {
+            "of": "views after movements",
             "images": len(self.before),
             "r2_actual": round(r2["actual"], 4),
             "r2_predicted": round(r2["predicted"], 4),
@@ -72,21 +71,24 @@ def predict_views(objective: Objective, train: Subset, test: Subset) -> ViewPred
     if not has_saccade_predictor(objective):
         return None
     with torch.no_grad(), eval_mode(objective):
-        fitted = enumerate(read_evenly(train, FITTED_IMAGES, BATCH_SIZE))
-        views = torch.cat([render(objective, batch, 1, i)[1].flatten(0, 1) for i, batch in fitted])
-        embeddings = torch.cat([embed(objective, batch) for batch in views.split(BATCH_SIZE)])
-        decoder = RidgeDecoder.fit(flat(embeddings), resize(views, decoded_size(views)).flatten(1))
+        embeddings, pixels = [], []
+        for i, (batch, _) in enumerate(read_evenly(train, FITTED_IMAGES, FITTED_BATCH)):
+            views = render(objective, batch, 1, i)[1].flatten(0, 1)
+            embeddings.append(flat(embed(objective, views)))
+            pixels.append(reduced(views).flatten(1))
+        decoder = RidgeDecoder.fit(torch.cat(embeddings), torch.cat(pixels))
         parts: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
         saccades = []
-        for i, batch in enumerate(read_evenly(test, NUM_IMAGES, BATCH_SIZE)):
+        for i, (batch, _) in enumerate(read_evenly(test, NUM_IMAGES, BATCH_SIZE)):
             before, after, saccade = render(objective, batch, NUM_FIXATIONS, i)
             device = objective.context.device
             start = objective.embed(objective.context, before.to(device)).repeat_interleave(NUM_FIXATIONS, 0)
             predicted = objective.predict(start, Pose(*(field.to(device) for field in saccade))).cpu()
-            actual = torch.cat([embed(objective, views) for views in after.flatten(0, 1).split(BATCH_SIZE)])
+            actual = torch.cat([embed(objective, views) for views in after.flatten(0, 1).split(FITTED_BATCH)])
             shape = (len(before), NUM_FIXATIONS, -1)
             saccades.append(saccade)
-            parts.append((before, after, flat(predicted).view(shape), flat(actual).view(shape)))
+            after = reduced(after.flatten(0, 1)).unflatten(0, shape[:2])
+            parts.append((reduced(before), after, flat(predicted).view(shape), flat(actual).view(shape)))
     saccade = Pose(*(torch.cat(fields) for fields in zip(*saccades, strict=True)))
     before, after, predicted, actual = map(torch.cat, zip(*parts, strict=True))
     if not bool(predicted.isfinite().all()):
@@ -117,8 +119,8 @@ def flat(embeddings: Tensor) -> Tensor:
     return embeddings.flatten(1)
 
 
-def decoded_size(views: Tensor) -> tuple[int, int]:
-    """Return the size of decoded views (…, H, W): that of the views, but at most 32 pixels a side."""
+def reduced(views: Tensor) -> Tensor:
+    """Return views (B, C, H, W) with at most 64 pixels a side."""
     height, width = views.shape[-2:]
     factor = min(1.0, MAX_SIDE / max(height, width))
-    return max(1, round(height * factor)), max(1, round(width * factor))
+    return resize(views, (max(1, round(height * factor)), max(1, round(width * factor))))

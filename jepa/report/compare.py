@@ -30,6 +30,11 @@ from jepa.runs import Run
 __all__ = ["Group", "compare", "comparison_table", "gather"]
 
 DEFAULT_FIGURE = Path("runs/compare.png")
+IMAGES = (
+    "source",
+    "train",
+    "test",
+)  # entries of evaluation.json that tell images apart
 DRAWN_SCORES = ("knn", "linear")
 MAX_NAMED_SETTINGS = 8  # maximum number of settings in the description of a group
 MAX_NAME, MAX_DRAWN_NAME = 14, 22  # maximum length of the name of a group in the table and in the figure
@@ -79,7 +84,8 @@ def compare(paths: Sequence[Path], figure_path: Path | None = None) -> str:
         target.parent.mkdir(parents=True, exist_ok=True)
         save(figure, target)
     blocks = [comparison_table(groups), legend(groups)]
-    if len({json.dumps(result["data"], sort_keys=True) for group in groups for result in group.results}) > 1:
+    images = {tuple(result["data"][key] for key in IMAGES) for group in groups for result in group.results}
+    if len(images) > 1:
         blocks.append("These runs were scored on different images, so their scores cannot be compared.")
     return "\n\n".join([*blocks, f"figure: {target}{replaced}"])
 
@@ -114,9 +120,9 @@ def gather(paths: Sequence[Path]) -> list[Group]:
             key = json.dumps([settings, result["data"], result["protocol"]], sort_keys=True)
             key = repr(json.loads(key, parse_int=float))  # 60 and 60.0 are equal
             check_scores(result)
+            check_current(run, result)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(f"{file} is damaged; run '{command('evaluate', path)}' to recreate it") from error
-        check_current(run, result)
         group = groups.setdefault(key, Group(settings))
         group.runs.append(run)
         group.results.append(result)

@@ -29,6 +29,12 @@ __all__ = ["verdict", "write_report"]
 
 INPUTS_TITLE = "The model's inputs"
 IMAGE_GRIDS = ("features", "similarity", "predictions", "neighbors")
+VIEWS_CAPTION = (
+    "The predictor is given the features of a view and a movement, and predicts the features of the view after it. A "
+    "linear decoder, fitted to features of views of training images, turns features into pixels. The decoded truth "
+    "shows how much of the pixels the features contain at all. R² is 1 if all pixels are right and 0 if each is the "
+    "average. On the right is the one of 32 views of the same image whose features are closest to the predicted ones."
+)
 OVERVIEW_CAPTION = (
     "Test images as the trained model sees them: patches with similar features have similar colors; attention of the "
     "central patch (red: more than uniform attention, blue: less); and, for a model that predicts hidden patches, the "
@@ -50,8 +56,8 @@ SECTIONS = {
         "What the model predicts",
         "The predictor is given the context and predicts the features of hidden patches. A linear decoder, fitted to "
         "features of training images, turns features into pixels. The decoded truth shows how much of the pixels the "
-        "features contain at all: the prediction cannot look better. R² is 1 if all pixels are right and 0 if each "
-        "is the average. Where several contents are possible, the prediction is their blurred average. The nearest "
+        "features contain at all, and is what to compare the prediction with. R² is 1 if all pixels are right and 0 "
+        "if each is the average. Where several contents are possible, the prediction is their blurred average. The nearest "
         "patches need no decoder: their features are the closest to the predicted ones among all other test images.",
     ),
     "errors": (
@@ -133,7 +139,10 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
         title, caption = SECTIONS[name]
         try:
             figure = draw(name, run)
-            caption = projection_caption(figure) if name == "umap" else caption
+            if name == "umap":
+                caption = projection_caption(figure)
+            elif name == "predictions" and run.view_predictions:
+                caption = VIEWS_CAPTION
             body = html_figure(figure, title, caption, whole=name in IMAGE_GRIDS)
             if name in ANIMATIONS:
                 animate, caption = ANIMATIONS[name]

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa.data import evenly_spaced
 from jepa.evaluation.features import Features, Subset, pixel_features
-from jepa.evaluation.knn import HEADLINE_K
-from jepa.evaluation.neighbors import nearest
+from jepa.evaluation.knn import HEADLINE_K, nearest
+from jepa.evaluation.labels import UNLABELED
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.names import shorten_names
 from jepa.report.style import BLUE, GRAY, RED, literal, new_figure, show_image
@@ -25,55 +25,71 @@ MAX_NAME = 12  # characters of a class name
 
 
 class Neighbors(NamedTuple):
-    """The nearest training images of test images."""
+    """The nearest training images of Q test images, nearest first."""
 
     similarity: Tensor  # (Q, k)
     images: Tensor  # (Q, k), positions in the training split
-    labels: Tensor | None  # (Q, k)
+    labels: Tensor  # (Q, k), -1 for unlabeled images
 
 
 def neighbors(run: EvaluationRun) -> Figure:
     """Draw test images with their nearest training images by features and by pixels.
 
-    With labels, images that their nearest neighbors classify wrongly come first; without, those whose nearest neighbor
-    is farthest. Frames are blue around images of the same class and red around others.
+    With labels, images come first whose class is not the most frequent one among their 20 nearest neighbors; without,
+    those whose nearest neighbor is farthest. Frames are blue around images of the same class and red around others.
     """
-    bank = run.extract("trained", run.encoders["trained"], run.train)
-    test = run.features("trained")
-    queries = evenly_spaced(len(test.x), MAX_QUERIES)
-    kept = evenly_spaced(len(bank.x), MAX_BANK)
-    by_features = find(test, bank, queries, kept, max(HEADLINE_K, NUM_NEIGHBORS))
-    guesses = vote(by_features)
-    if guesses is None or test.labels is None:
-        order = by_features.similarity[:, 0].argsort()
-    else:
-        actual = test.labels[queries]
-        order = ((guesses != actual) & (actual >= 0)).float().argsort(descending=True, stable=True)
-    chosen = order[: min(NUM_QUERIES, len(order))]
-    pixel_bank = pixel_features(run.train.dataset, bank.indices[kept])
-    pixel_queries = pixel_features(run.test.dataset, test.indices[queries[chosen]])
-    every = torch.arange(len(chosen))
-    by_pixels = find(pixel_queries, pixel_bank, every, torch.arange(len(pixel_bank.x)), NUM_NEIGHBORS)
+    train, test = run.extract("trained", run.encoders["trained"], run.train), run.features("trained")
+    bank, queries = part(train, MAX_BANK), part(test, MAX_QUERIES)
+    found = find(bank, queries, HEADLINE_K)
+    labels, guesses = labels_of(queries), vote(found.labels)
+    is_mistake = (labels != UNLABELED) & (guesses != UNLABELED) & (guesses != labels)
+    order = is_mistake.int() if bool((guesses != UNLABELED).any()) else -found.similarity[:, 0]
+    chosen = order.argsort(descending=True, stable=True)[:NUM_QUERIES]
+    pixels = (
+        pixel_features(run.train.dataset, bank.indices),
+        pixel_features(run.test.dataset, queries.indices[chosen]),
+    )
+    rows = {"features": Neighbors(*(x[chosen] for x in found)), "pixels": find(*pixels, NUM_NEIGHBORS)}
     figure = new_figure(2 * len(chosen) * 0.86 + 0.3)
     grid = figure.subplots(2 * len(chosen), NUM_NEIGHBORS + 1, squeeze=False)
-    names = shorten_names(list(run.train.dataset.classes), MAX_NAME)
-    for row, query in enumerate(chosen.tolist()):
-        label = None if test.labels is None else int(test.labels[queries[query]])
-        image = run.test.dataset.read(test.indices[queries[query]][None]).pixels[0]
-        title = "" if label is None or label < 0 or not names else literal(names[label])
-        if guesses is not None and label is not None and title and int(guesses[query]) != label:
-            title += f" → {literal(names[int(guesses[query])])}"
-        for line, (kind, found, position) in enumerate((("features", by_features, query), ("pixels", by_pixels, row))):
-            axes_row = grid[2 * row + line]
-            axes_row[0].set_axis_off()
-            if line == 0:
-                show_image(axes_row[0], image)
-                axes_row[0].set_title(title, fontsize=8)
-            axes_row[1].annotate(
-                kind, (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right", va="center", fontsize=7
-            )
-            show_neighbors(axes_row[1:], run.train, found, position, label)
+    names = [literal(name) for name in shorten_names(run.test.dataset.classes, MAX_NAME)]
+    for number, query in enumerate(chosen.tolist()):
+        label = int(labels[query])
+        show_image(grid[2 * number, 0], run.test.dataset.read(queries.indices[query][None]).pixels[0])
+        title = names[label] if label != UNLABELED else ""
+        grid[2 * number, 0].set_title(f"{title} → {names[guesses[query]]}" if is_mistake[query] else title, fontsize=8)
+        grid[2 * number + 1, 0].set_axis_off()
+        for axes_row, (space, nearby) in zip(grid[2 * number :, 1:], rows.items(), strict=False):
+            label_row(axes_row[0], space)
+            show_neighbors(axes_row, run.train, Neighbors(*(x[number] for x in nearby)), label)
     return figure
+
+
+def part(features: Features, count: int) -> Features:
+    """Return up to `count` evenly spaced features."""
+    kept = evenly_spaced(len(features.x), count)
+    labels = None if features.labels is None else features.labels[kept]
+    return Features(features.x[kept], labels, features.indices[kept], features.source)
+
+
+def labels_of(features: Features) -> Tensor:
+    """Return the labels (N,), -1 for all images if there are none."""
+    return torch.full((len(features.x),), UNLABELED) if features.labels is None else features.labels
+
+
+def find(bank: Features, queries: Features, count: int) -> Neighbors:
+    """Return the features of a bank that are nearest to queries."""
+    similarity, positions = nearest(bank.x, queries.x, min(count, len(bank.x)))
+    return Neighbors(similarity, bank.indices[positions], labels_of(bank)[positions])
+
+
+def vote(labels: Tensor) -> Tensor:
+    """Return the most frequent class (Q,) among the labels (Q, k) of neighbors, -1 if all are unlabeled."""
+    classes = max(1, int(labels.max()) + 1)
+    counts = torch.zeros(len(labels), classes + 1)  # the last column counts unlabeled neighbors
+    counts.scatter_add_(1, torch.where(labels == UNLABELED, classes, labels), torch.ones(labels.shape))
+    most, winner = counts[:, :classes].max(1)
+    return winner.masked_fill(most == 0, UNLABELED)
 
 
 def label_row(axes: Axes, text: str) -> None:
@@ -81,31 +97,13 @@ def label_row(axes: Axes, text: str) -> None:
     axes.annotate(text, (-0.08, 0.5), xycoords="axes fraction", rotation=90, ha="right", va="center", fontsize=7)
 
 
-def find(queries: Features, bank: Features, chosen: Tensor, kept: Tensor, count: int) -> Neighbors:
-    """Return the nearest of the features at `kept` to those at `chosen`."""
-    similarity, positions = nearest(queries.x[chosen], bank.x[kept], count)
-    positions = kept[positions]
-    return Neighbors(similarity, bank.indices[positions], None if bank.labels is None else bank.labels[positions])
-
-
-def vote(found: Neighbors) -> Tensor | None:
-    """Return the most frequent class (Q,) among the neighbors, or None without labels."""
-    if found.labels is None or int(found.labels.max()) < 0:
-        return None
-    return found.labels.mode(1).values
-
-
-def show_neighbors(axes_row: list[Axes], train: Subset, found: Neighbors, query: int, label: int | None) -> None:
-    """Show the nearest training images of one image, with a frame in the color of agreement."""
-    for axes, neighbor in zip(axes_row, range(NUM_NEIGHBORS), strict=True):
-        axes.set_axis_off()
-        if neighbor >= found.images.shape[1]:
-            continue
-        show_image(axes, train.dataset.read(found.images[query, neighbor][None]).pixels[0])
-        axes.set_axis_on()
+def show_neighbors(axes_row: list[Axes], train: Subset, found: Neighbors, label: int) -> None:
+    """Show the nearest training images (k,) of one image, with frames in the color of agreement with its label."""
+    for axes in axes_row:
         axes.set(xticks=[], yticks=[])
-        color = GRAY
-        if label is not None and label >= 0 and found.labels is not None:
-            color = BLUE if int(found.labels[query, neighbor]) == label else RED
-        for spine in axes.spines.values():
-            spine.set(visible=True, color=color, linewidth=2)
+        axes.spines[:].set_visible(False)
+    for axes, image, neighbor in zip(axes_row, found.images, found.labels.tolist(), strict=False):
+        show_image(axes, train.dataset.read(image[None]).pixels[0])
+        axes.set_axis_on()
+        color = GRAY if UNLABELED in (label, neighbor) else BLUE if label == neighbor else RED
+        axes.spines[:].set(visible=True, color=color, linewidth=2)

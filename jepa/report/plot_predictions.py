@@ -9,6 +9,7 @@ from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from jepa.config import InputError
+from jepa.config.hints import command
 from jepa.evaluation.patch_predictions import PatchPredictions
 from jepa.evaluation.view_predictions import ViewPredictions
 from jepa.evaluation_run import EvaluationRun
@@ -111,11 +112,11 @@ def errors(run: EvaluationRun) -> Figure:
 
 
 def require_predictions(run: EvaluationRun) -> PatchPredictions:
-    """Return the predictions of a run. Raises `InputError` if its objective predicts no tokens of patches."""
+    """Return the predictions of a run. Raises `InputError` if there are none."""
     if run.patch_predictions is None:
         raise InputError(
-            f"the objective {run.config.objective.kind} has no predictions to draw; run 'jepa plot {run.folder.path}' "
-            "to draw all applicable figures"
+            f"the objective {run.config.objective.kind} has no predictions of patches to draw, or training has "
+            f"diverged; run '{command('plot', run.folder.path)}' to draw all applicable figures"
         )
     return run.patch_predictions
 

@@ -103,17 +103,12 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
 
 
 def prediction_text(predictions: dict[str, Any]) -> str:
-    """Describe the scores of `jepa.evaluation.patch_predictions` in a sentence."""
+    """Describe the scores of `PatchPredictions` or `ViewPredictions` in a sentence."""
     count = predictions["candidates"]
-    if "error" not in predictions:
-        return (
-            f"Prediction of views after movements in {predictions['images']:,} images: R² of pixels decoded from "
-            f"predicted features {predictions['r2_predicted']:.2f}, from actual ones {predictions['r2_actual']:.2f}."
-        )
     return (
-        f"Prediction of hidden patches in {predictions['images']:,} images: R² of pixels decoded from the predicted "
-        f"features {predictions['r2_predicted']:.2f}, from the actual ones {predictions['r2_actual']:.2f}; the "
-        f"actual feature is the nearest of {count} images for {predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
+        f"Prediction of {predictions['of']} in {predictions['images']:,} images: R² of pixels decoded from the "
+        f"predicted features {predictions['r2_predicted']:.2f}, from the actual ones {predictions['r2_actual']:.2f}; "
+        f"the actual feature is the nearest of {count} for {predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
     )
 
 
