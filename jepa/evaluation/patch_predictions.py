@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa.backbones import eval_mode
+from jepa.config import InputError
 from jepa.evaluation.decoding import RidgeDecoder, r2_score
 from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.patch_tokens import patch_tokens
@@ -115,7 +116,7 @@ def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchP
     """Predict tokens of up to 1,000 test images, from their masked views.
 
     The images are not cropped, and their masks are those of training. Returns None for other objectives than I-JEPA,
-    and if the predictions are not finite because training has diverged.
+    and if tokens or predictions are not finite because training has diverged.
     """
     if not isinstance(objective, IJepa):
         return None
@@ -124,7 +125,10 @@ def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchP
         torch.cat([resize(batch, objective.size) for batch, _ in read_evenly(subset, limit, BATCH_SIZE)])
         for subset in (train, test)
     )
-    tokens = patch_tokens(objective.target, fitted)
+    try:
+        tokens = patch_tokens(objective.target, fitted)
+    except InputError:  # they are not finite
+        return None
     decoder = RidgeDecoder.fit(normalized(tokens.x).flatten(0, 1), to_patches(fitted, tokens.grid).flatten(0, 1))
     parts = []
     with torch.no_grad(), eval_mode(objective):

@@ -57,8 +57,8 @@ SECTIONS = {
         "The predictor is given the context and predicts the features of hidden patches. A linear decoder, fitted to "
         "features of training images, turns features into pixels. The decoded truth shows how much of the pixels the "
         "features contain at all, and is what to compare the prediction with. R² is 1 if all pixels are right and 0 "
-        "if each is the average. Where several contents are possible, the prediction is their blurred average. The nearest "
-        "patches need no decoder: their features are the closest to the predicted ones among all other test images.",
+        "if each is the average. Where several contents are possible, the prediction is their blurred average. The "
+        "nearest patches need no decoder: their features are the closest to the predicted ones among all other test images.",
     ),
     "errors": (
         "Errors of the predictions",
