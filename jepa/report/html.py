@@ -58,7 +58,7 @@ SECTIONS = {
         "features of training images, turns features into pixels. The decoded truth shows how much of the pixels the "
         "features contain at all, and is what to compare the prediction with. R² is 1 if all pixels are right and 0 "
         "if each is the average. Where several contents are possible, the prediction is their blurred average. The "
-        "nearest patches need no decoder: their features are the closest to the predicted ones among all other test images.",
+        "nearest patches need no decoder: their features are the closest to the predicted ones among test images.",
     ),
     "errors": (
         "Errors of the predictions",
