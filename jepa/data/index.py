@@ -147,13 +147,13 @@ def read_file(path: Path) -> bytes:
 def write_index(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], metadata: dict[str, Any]) -> None:
     """Write the index of a split atomically. `metadata` contains JSON values, including "classes" and "signature".
 
-    The metadata is written last, so a generator of `batches` may add to it, together with a hash of labels, paths,
-    sizes and checksums.
+    The metadata is written last, so a generator of `batches` may add to it, together with a hash of the schema, labels,
+    paths, sizes and checksums.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    digest = hashlib.sha256()
     has_content = pa.types.is_struct(schema.field("image").type)
     written = schema.append(CHECKSUMS) if has_content else schema
+    digest = _digest_of(written)
     with (
         atomic_write(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
@@ -176,12 +176,12 @@ def read_index(path: Path, root: Path) -> SplitIndex | None:
 
     Images of large indexes are not verified here, but when they are read.
     """
-    digest = hashlib.sha256()
     try:
         reader = pa.ipc.open_file(pa.memory_map(str(path)))
         _, message = reader.get_batch_with_custom_metadata(reader.num_record_batches - 1)
         table = reader.read_all()
         table.validate(full=True)  # otherwise, damaged offsets may end the process
+        digest = _digest_of(table.schema)
         for batch in table.to_batches():
             _update(digest, batch)
         text = message[METADATA_KEY]
@@ -207,6 +207,11 @@ def _checksums(images: pa.StructArray) -> Iterator[int]:
     """Yield the CRC-32 of the content of each image; 0 for images that are files on disk."""
     for content in images.flatten()[0]:
         yield zlib.crc32(content.as_buffer()) if content.is_valid else 0
+
+
+def _digest_of(schema: pa.Schema) -> Any:
+    """Return a hash of the names and types of columns, including nested ones."""
+    return hashlib.sha256(schema.to_string(show_schema_metadata=False).encode())
 
 
 def _update(digest: Any, batch: pa.RecordBatch) -> None:
