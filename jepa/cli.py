@@ -10,7 +10,7 @@ import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal, NoReturn
+from typing import Annotated, NoReturn
 
 import tyro
 
@@ -75,7 +75,7 @@ def evaluate(arguments: list[str]) -> int:
     def command(
         run: RunFolder,
         data: str | None = None,
-        checkpoint: Literal["last", "best"] = "last",
+        checkpoint: str = "last",
         out: Path | None = None,
         full: bool = False,
         json: bool = False,
@@ -89,7 +89,8 @@ def evaluate(arguments: list[str]) -> int:
         Args:
             run: The run folder.
             data: Evaluate on this source instead of the one that the run was trained on.
-            checkpoint: last, or best: the one with the highest online kNN, which was chosen with labels.
+            checkpoint: last, best (the one with the highest online kNN, which was chosen with labels), or step-N, which
+                --keep-every has kept.
             out: Folder to write to instead of the run folder, which then need not be writable.
             full: Also score PCA of pixels, k-means of patches, and a supervised network of the same architecture and
                 number of steps, which takes about as long as the run.
@@ -130,7 +131,7 @@ def plot(arguments: list[str]) -> int:
         Args:
             run: The run folder.
             figure: overview, features, similarity, predictions, errors, neighbors, curves, umap, attention, dimension,
-                spectrum, masks or saccades; all by default.
+                spectrum, checkpoints, masks or saccades; all by default.
             out: File to write the figure to instead: .png, .pdf or .svg.
             patch: Row and column, from 0, of the patch whose attention or similarity is drawn; the central one by
                 default.

@@ -12,6 +12,7 @@ from typing import Any
 from jepa.backbones import Encoder
 from jepa.config import Config, InputError, SupervisedConfig
 from jepa.distributed import keep_freed_memory
+from jepa.evaluation.checkpoint_scores import choices
 from jepa.evaluation.features import Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
 from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
@@ -84,6 +85,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["energy"] = run.energy_trace
     if run.saccade_retrieval:
         result["saccades"] = run.saccade_retrieval
+    if run.checkpoint_scores:
+        result["checkpoints"] = {"scores": run.checkpoint_scores, "choices": choices(run.checkpoint_scores)}
     if omitted := _omitted(run, scores, full):
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +21,7 @@ from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
+from jepa.evaluation.checkpoint_scores import score_checkpoints
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
@@ -45,7 +47,7 @@ class EvaluationRun:
     output: Run  # folder for features and results: that of the run, or another one
     config: Config
     data: DataConfig  # data config of the run, or of the given source
-    checkpoint: str  # "last" or "best"
+    checkpoint: str  # "last", "best" or "step-N"
     metadata: dict[str, Any]  # metadata of the checkpoint
     objective: Objective
     encoders: dict[str, Encoder]  # "trained" (the main encoder), any others by name, and "untrained"
@@ -143,6 +145,25 @@ class EvaluationRun:
     def energy_trace(self) -> dict[str, Any] | None:
         """Energies of an Energy Transformer on the test images; None for other backbones."""
         return energy_trace(self.encoders["trained"], *self.test)
+
+    @cached_property
+    def checkpoint_scores(self) -> list[dict[str, float]] | None:
+        """Scores of the untrained, the kept and the evaluated checkpoints by step; None if none were kept."""
+        steps = self.folder.kept_steps()
+        if not steps:
+            return None
+        return score_checkpoints(self._checkpoints(steps), self.train, self.test, self.workers)
+
+    def _checkpoints(self, steps: list[int]) -> Iterator[tuple[int, Encoder]]:
+        """Yield the step and the main encoder of each checkpoint, in order."""
+        evaluated = self.metadata["step"]
+        yield 0, self.encoders["untrained"]
+        for step in sorted({*steps, evaluated}):
+            if step == evaluated:
+                yield step, self.encoders["trained"]
+            else:
+                objective, _, _ = load_objective(self.folder, Run.kept_name(step))
+                yield step, objective.main_encoder.to(self.device)
 
     def features(self, name: str) -> Features:
         """Return the features of the test images, computed by one of `encoders`."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import json
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -33,9 +34,11 @@ __all__ = ["ADJUSTABLE", "Run", "changed_setting", "fresh_objective", "load_enco
 
 ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
+    | {"keep_every"}
     | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
 )
 """Settings that may change when a run is resumed; any other change would make it a different run."""
+KEPT = re.compile(r"step-(\d+)")  # names of checkpoints that `keep_every` keeps
 OLD_METRICS = {"spread": "feature_std"}  # names in metrics.jsonl of version 0.1.0
 
 
@@ -64,7 +67,7 @@ class Run:
 
     def _remove_leftovers(self) -> None:
         """Remove temporary files of killed processes: ours, and those of safetensors."""
-        for name in ("last", "best"):
+        for name in ("last", "best", *map(self.kept_name, self.kept_steps())):
             remove_leftovers(self.checkpoint(name))
         for leftover in self.checkpoint().parent.glob(".tmp*"):
             leftover.unlink(missing_ok=True)
@@ -160,8 +163,18 @@ class Run:
         return read_config(self.path / "config.json")
 
     def checkpoint(self, name: str = "last") -> Path:
-        """Return the path of a checkpoint, `last` or `best`."""
+        """Return the path of a checkpoint: `last`, `best`, or `step-N` of a kept one."""
         return self.path / "checkpoints" / f"{name}.safetensors"
+
+    @staticmethod
+    def kept_name(step: int) -> str:
+        """Return the name of the checkpoint that `keep_every` keeps of a step."""
+        return f"step-{step}"
+
+    def kept_steps(self) -> list[int]:
+        """Return the steps of which a checkpoint was kept, in increasing order."""
+        names = (KEPT.fullmatch(path.stem) for path in self.checkpoint().parent.glob("step-*.safetensors"))
+        return sorted(int(name[1]) for name in names if name)
 
     def save(self, name: str, tensors: dict[str, Tensor], **metadata: Any) -> None:
         """Write a checkpoint. `metadata` are JSON values that are stored in its header.
@@ -221,11 +234,12 @@ class Run:
             temporary.write_bytes(kept)
 
     def set_aside(self) -> list[Path]:
-        """Rename the metrics, scores and `best` checkpoint, if any, before training starts again at the first step.
+        """Rename the metrics, scores and other checkpoints, if any, before training starts again at the first step.
 
         Returns their new paths.
         """
         files = [self._metrics_file, self.path / "evaluation.json", self.path / "report.html", self.checkpoint("best")]
+        files += [self.checkpoint(self.kept_name(step)) for step in self.kept_steps()]
         renamed = []
         for file in filter(Path.exists, files):
             paths = (file.with_stem(f"{file.stem}-{number}") for number in count(1))
@@ -242,11 +256,14 @@ class Run:
                 text = record.get("warning")
         return text
 
-    def forget_best_after(self, step: int) -> None:
-        """Remove the best checkpoint if it is of a later step than `step`, which a resumed run repeats."""
+    def forget_checkpoints_after(self, step: int) -> None:
+        """Remove the best and kept checkpoints of later steps than `step`, which a resumed run repeats."""
         with suppress(InputError):  # there is none, or it is damaged
             if self.load("best")[1]["step"] > step:
                 self.checkpoint("best").unlink()
+        for kept in self.kept_steps():
+            if kept > step:
+                self.checkpoint(self.kept_name(kept)).unlink()
 
     def write_json(self, name: str, values: Any) -> None:
         """Write a JSON file of the run folder."""

@@ -143,6 +143,8 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
                     logger.log_losses(step, average_losses(losses, step, logger), lr)
                 if config.eval_every and is_due(step, config.eval_every, config.steps):
                     evaluate(step, objective, data, logger)
+                if config.keep_every and step % config.keep_every == 0:
+                    keep(step, objective, data, logger)
                 if is_due(step, config.save_every, config.steps) or stop:
                     save(step, objective, optimizer, data, logger)
                 if stop and step < config.steps:
@@ -174,7 +176,7 @@ def start_run(
         if step >= config.steps:
             return step, seconds
         if distributed.is_main():
-            run.forget_best_after(step)
+            run.forget_checkpoints_after(step)
             run.forget_after(step)
     elif distributed.is_main():
         if resume and not run.exists:
@@ -265,6 +267,13 @@ def save(
     check_finite(step, objective, logger, moments)
     if distributed.is_main():
         logger.save("last", step, to_tensors(objective, optimizer), data.dataset.signature)
+
+
+def keep(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:
+    """Save the weights in a checkpoint that later ones do not replace."""
+    check_finite(step, objective, logger)
+    if distributed.is_main():
+        logger.save(Run.kept_name(step), step, to_tensors(objective), data.dataset.signature)
 
 
 def stopped_loading(error: Exception, step: int, steps: int, received_signal: int) -> BaseException:

@@ -236,6 +236,8 @@ class Config:
     """Run an online evaluation every this many steps; 0 disables it."""
     save_every: int = 500
     """Save a checkpoint every this many steps, and after the last one."""
+    keep_every: int = 0
+    """Keep the weights of every this many steps in a checkpoint step-N of their own; 0 keeps none."""
     data: DataConfig = field(default_factory=DataConfig)
     backbone: BackboneConfig = field(default_factory=BACKBONES.default)
     objective: ObjectiveConfig = field(default_factory=OBJECTIVES.default)
@@ -247,7 +249,9 @@ class Config:
             value = getattr(self, name)
             require(value >= 1, f"{name} must be an integer of at least 1, got {value}")
         require(0 <= self.seed < 2**31, f"seed must be an integer between 0 and {2**31 - 1}, got {self.seed}")
-        require(self.eval_every >= 0, f"eval_every must be an integer of at least 0, got {self.eval_every}")
+        for name in ("eval_every", "keep_every"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} must be an integer of at least 0, got {value}")
         require(
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate}), got {self.batch_size}",

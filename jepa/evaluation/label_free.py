@@ -1,4 +1,4 @@
-"""Measures without labels that correlate with the accuracy of probes in published studies: α-ReQ and LiDAR."""
+"""Measures without labels that correlate with the accuracy of probes in published studies."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from torch import Tensor
 
 from jepa.backbones import Encoder, eval_mode
 from jepa.config import CropConfig
-from jepa.evaluation.collapse import check_features
+from jepa.evaluation.clid import cluster_learnability, intrinsic_dimension
+from jepa.evaluation.collapse import check_features, feature_std, rankme
 from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.pca import principal_axes
 from jepa.rng import Rng
 from jepa.transforms.crop import crop
 
-__all__ = ["alpha_req", "lidar", "view_features"]
+__all__ = ["alpha_req", "label_free_scores", "lidar", "view_features"]
 
 FIRST_AXIS, LAST_AXIS = 3, 100  # of the power law; the first axes do not follow it, and the last ones are noise
 RIDGE = 1e-4  # added to the covariance within images, as in the paper (delta)
@@ -22,6 +23,22 @@ SMOOTHING = 1e-8  # added to the normalized eigenvalues, as in the paper (epsilo
 NUM_IMAGES, NUM_VIEWS = 500, 6
 VIEWS = CropConfig(kind="random", scale=(0.3, 1.0))
 BATCH_SIZE = 50
+
+
+def label_free_scores(encoder: Encoder, x: Tensor, subset: Subset) -> dict[str, float]:
+    """Return all measures that need no labels, of features (N, D) of the images of `subset` and of views of these.
+
+    α-ReQ and the intrinsic dimension are omitted if features have collapsed so far that they are not defined.
+    """
+    scores = {
+        "feature_std": float(feature_std(x)),
+        "rankme": rankme(x),
+        "lidar": lidar(view_features(encoder, subset)),
+        "alpha_req": alpha_req(x),
+        "cluster_learnability": cluster_learnability(x),
+        "intrinsic_dimension": intrinsic_dimension(x),
+    }
+    return {name: value for name, value in scores.items() if value is not None}
 
 
 def alpha_req(x: Tensor) -> float | None:

@@ -6,16 +6,14 @@ import dataclasses
 import statistics
 from typing import Any
 
-from torch import Tensor
 from tqdm import tqdm
 
 from jepa.backbones import Encoder
 from jepa.data import evenly_spaced
-from jepa.evaluation.collapse import feature_std, rankme
 from jepa.evaluation.correlation_dimension import correlation_dimension
 from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
-from jepa.evaluation.label_free import alpha_req, lidar, view_features
+from jepa.evaluation.label_free import label_free_scores
 from jepa.evaluation.labels import UNLABELED, has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe
 from jepa.terminal import say_stage
@@ -43,7 +41,9 @@ def score_encoders(
             store.extract(name, encoder, *subset, label=f"{name}: features of {subset[0].name}", workers=workers)
             for subset in (train, test)
         )
-        results[name] = score(name, train_features, test_features) | label_free_scores(encoder, test_features.x, test)
+        measures = label_free_scores(encoder, test_features.x, test)
+        results[name] = score(name, train_features, test_features)
+        results[name] |= {key: round(value, 5) for key, value in measures.items()}
     say_stage("scores of raw pixels")
     test_pixels = pixel_features(*test)
     train_pixels = dataclasses.replace(test_pixels, labels=None)  # nothing is fitted without classes
@@ -51,16 +51,6 @@ def score_encoders(
         train_pixels = pixel_features(*pixel_subset(train))
     results["pixels"] = score("raw pixels", train_pixels, test_pixels)
     return results
-
-
-def label_free_scores(encoder: Encoder, x: Tensor, test: Subset) -> dict[str, float]:
-    """Return the measures that need no labels, of features (N, D) of the test images and of views of them."""
-    alpha = alpha_req(x)
-    return {
-        "rankme": round(rankme(x), 2),
-        "lidar": round(lidar(view_features(encoder, test)), 2),
-        "feature_std": round(float(feature_std(x)), 5),
-    } | ({} if alpha is None else {"alpha_req": round(alpha, 3)})
 
 
 def pixel_subset(train: Subset) -> Subset:

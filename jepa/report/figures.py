@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from jepa.config import InputError, require, suggest
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_attention import attention
+from jepa.report.plot_checkpoints import checkpoints
 from jepa.report.plot_curves import curves
 from jepa.report.plot_features import dimension, spectrum, umap
 from jepa.report.plot_masks import masks
@@ -39,6 +40,7 @@ CHECKPOINT_FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {  # of a che
     "dimension": dimension,
     "umap": umap,
     "spectrum": spectrum,
+    "checkpoints": checkpoints,
     "saccades": saccades,
 }
 PATCH_FIGURES: dict[str, Callable[[EvaluationRun, tuple[int, int] | None], Figure]] = {  # of one patch

@@ -78,6 +78,13 @@ SECTIONS = {
         "The band is its standard error for this number of images: changes within it may be due to chance. RankMe is "
         "the effective rank of the features.",
     ),
+    "checkpoints": (
+        "Checkpoints",
+        "The linear probe of each kept checkpoint (step 0 is the untrained encoder) against measures that need no "
+        "labels. A ring marks the checkpoint that a measure would choose: that with the highest value, for α-ReQ that "
+        "nearest to 1 (dotted). ρ is Spearman's rank correlation: 1 if the measure ranks checkpoints as the probe "
+        "does. CLID adds cluster learnability and intrinsic dimension, standardized over these checkpoints.",
+    ),
     "umap": (
         "Feature space",
         "",  # see projection_caption
@@ -112,7 +119,13 @@ SECTIONS = {
         "how often its prediction is closest to the correct one of several views of the same image.",
     ),
 }
-LABEL_FREE_TITLES = {"rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ"}
+LABEL_FREE_TITLES = {
+    "rankme": "RankMe",
+    "lidar": "LiDAR",
+    "alpha_req": "α-ReQ",
+    "cluster_learnability": "cluster learnability",
+    "intrinsic_dimension": "intrinsic dimension",
+}
 ANIMATIONS = {
     "attention": (
         animate_attention,
@@ -148,7 +161,7 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
                 animate, caption = ANIMATIONS[name]
                 body += html_image(animate(run), "webp", f"animated {name}", caption)
         except InputError as error:
-            if title == INPUTS_TITLE or name in ("predictions", "errors"):  # of some objectives only
+            if title == INPUTS_TITLE or name in ("predictions", "errors", "checkpoints"):  # of some runs only
                 continue
             body = f'<p class="missing">Not available: {escape(str(error))}.</p>'
         sections.append(f"<h2>{title}</h2>\n{body}")

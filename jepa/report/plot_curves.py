@@ -17,7 +17,7 @@ from jepa.runs import Run
 
 __all__ = ["curves"]
 
-TITLES = {"knn": "online kNN, %", "feature_std": "feature std", "rankme": "RankMe"}
+TITLES = {"knn": "online kNN, %", "feature_std": "feature std", "rankme": "RankMe", "lidar": "LiDAR"}
 NOT_LOSSES = {"step", "lr", "images_per_s", "data_wait", "feature_std", "padding", "knn", "rankme", "loss"}
 MAX_TERM_NAME = 22  # maximum length of the name of a term in the legend
 MAX_FINE_RANGE = 200  # ratio of the ends of a logarithmic axis up to which 2 and 5 are labeled, besides 1
@@ -25,7 +25,7 @@ SMOOTHING = 50  # divisor of the moving average: window = run / 50
 
 
 def curves(run: Run) -> Figure:
-    """Draw the losses, the online kNN accuracy (without labels, the feature standard deviation) and RankMe by step.
+    """Draw the losses, the online kNN accuracy (without labels, the feature std), RankMe and LiDAR by step.
 
     Only the metrics are read: the run needs neither a checkpoint nor its images.
 
@@ -40,10 +40,10 @@ def curves(run: Run) -> Figure:
             "with --resume"
         )
     quality = "knn" if any("knn" in record for record in online) else "feature_std"
-    panels = {quality: online, "rankme": online} if online else {"feature_std": losses}
+    panels = {quality: online, "rankme": online, "lidar": online} if online else {"feature_std": losses}
     panels = {key: part for key, part in panels.items() if any(key in record for record in part)}
     figure = new_figure(2.5 + 0.16 * -(-len(loss_names(losses)) // 2))
-    ratios = (1.3, *(1 for _ in panels))
+    ratios = (1.5, *(1 for _ in panels))
     loss_axes, *other_axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     draw_losses(loss_axes, losses)
     for axes, (key, panel_records) in zip(other_axes, panels.items(), strict=True):

@@ -14,8 +14,10 @@ from jepa.terminal import as_printed
 
 __all__ = [
     "COLUMN_TITLES",
+    "MEASURE_TITLES",
     "RETRIEVAL_TITLES",
     "as_text",
+    "checkpoint_text",
     "energy_trace_table",
     "format_score",
     "prediction_text",
@@ -43,6 +45,7 @@ COLUMN_TITLES = {
     "rankme": "RankMe",
     "dimension": "dimension",
 }
+MEASURE_TITLES = {"rankme": "RankMe", "lidar": "LiDAR", "alpha_req": "α-ReQ", "clid": "CLID"}
 SHORT_TITLES = {"pca": "PCA", "linear_10pc": "10%", "linear_1pc": "1%", "dimension": "dim."}
 """Titles of rows and columns in text, where they differ from the name of the row or from COLUMN_TITLES."""
 MEANINGS = {
@@ -99,6 +102,8 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
         blocks.append(f"{about}\n{saccade_retrieval_table(retrieval)}")
     if predictions := result.get("predictions"):
         blocks.append(wrap(prediction_text(predictions)))
+    if checkpoints := result.get("checkpoints"):
+        blocks.append(wrap(checkpoint_text(checkpoints)))
     return "\n\n".join([*blocks, _notes(result, path), _conclusion(result)])
 
 
@@ -110,6 +115,20 @@ def prediction_text(predictions: dict[str, Any]) -> str:
         f"predicted features {predictions['r2_predicted']:.2f}, from the actual ones {predictions['r2_actual']:.2f}; "
         f"the actual feature is the nearest of {count} for {predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
     )
+
+
+def checkpoint_text(checkpoints: dict[str, Any]) -> str:
+    """Describe which of the kept checkpoints each measure without labels would have chosen, in a sentence."""
+    found = dict(checkpoints["choices"])
+    best = found.pop("linear", None)
+    parts = []
+    for name, choice in found.items():
+        accuracy = "" if best is None else f" ({choice['linear']:.1f}%)"
+        parts.append(f"{MEASURE_TITLES[name]} step {choice['step']:,}{accuracy}")
+    start = f"Of {len(checkpoints['scores'])} checkpoints"
+    if best is not None:
+        start += f", the linear probe is best at step {best['step']:,} ({best['linear']:.1f}% on up to 5,000 images)"
+    return f"{start}; without labels, {', '.join(parts)} would be chosen."
 
 
 def _notes(result: dict[str, Any], path: str | Path) -> str:
