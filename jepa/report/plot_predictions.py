@@ -21,7 +21,7 @@ __all__ = ["errors", "predictions"]
 
 NUM_IMAGES, NUM_EXTREMES = 6, 8
 MIN_TOKENS = 30  # of a distance that is drawn
-MAX_LARGE_TITLES = 6  # columns that have room for titles of the usual size
+USUAL_COLUMNS = 6  # more have room for small titles only
 HIDDEN = 0.9  # gray of hidden patches
 CONVOLUTIONAL_TITLES = {
     "actual": "truth by\nconvolutions\nR² {[r2_actual_convolutional]:.2f}",
@@ -86,10 +86,11 @@ def draw_pixels(found: PixelPredictions) -> Figure:
 def draw_table(columns: dict[str, Tensor]) -> Figure:
     """Draw the images (B, C, H, W) of each column below its title."""
     count, _, height, width = next(iter(columns.values())).shape
-    figure = new_figure(count * 7.2 / len(columns) * height / width + 0.5)
+    side = 7.2 / max(len(columns), USUAL_COLUMNS)  # of few columns, too, so that the figure is not too tall
+    figure = new_figure(count * side * height / width + 0.5)
     axes_grid = figure.subplots(count, len(columns), squeeze=False)
     for column, (title, views) in enumerate(columns.items()):
-        axes_grid[0, column].set_title(title, fontsize=9 if len(columns) <= MAX_LARGE_TITLES else 7)
+        axes_grid[0, column].set_title(title, fontsize=9 if len(columns) <= USUAL_COLUMNS else 7)
         for axes, view in zip(axes_grid[:, column], views, strict=True):
             show_image(axes, view)
     return figure
