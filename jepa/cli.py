@@ -93,7 +93,8 @@ def evaluate(arguments: list[str]) -> int:
                 --keep-every has kept.
             out: Folder to write to instead of the run folder, which then need not be writable.
             full: Also score PCA of pixels, k-means of patches, and a supervised network of the same architecture and
-                number of steps, which takes about as long as the run.
+                number of steps, which takes about as long as the run; and decode the predictions of an
+                I-JEPA by convolutions.
             json: Print only evaluation.json to standard output.
             code: Code of the experiment.
         """

@@ -52,7 +52,10 @@ def evaluate(path: str | Path, source: str | None = None) -> dict[str, Any]:
 
 
 def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
-    """Evaluate an opened run (see `evaluate`). With `full`, also compute `baselines`."""
+    """Evaluate an opened run (see `evaluate`).
+
+    With `full`, also compute `baselines`, and decode predictions of an I-JEPA by convolutions.
+    """
     if not os.access(run.output.path, os.W_OK):
         raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
@@ -60,6 +63,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     scores = score_encoders(run.encoders, run.train, run.test, run.store, run.workers)
     if full:
         scores |= baselines(run)
+        run.add_convolutional_decoder()
     result = scores | {
         "name": run.config.name,
         "encoders": run.encoder_names,
@@ -79,7 +83,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     }
     if warning := warning_of(run, scores):
         result["warning"] = warning
-    if predictions := run.patch_predictions or run.view_predictions:
+    if predictions := run.patch_predictions or run.view_predictions or run.pixel_predictions:
         result["predictions"] = predictions.scores()
     if run.energy_trace:
         result["energy"] = run.energy_trace

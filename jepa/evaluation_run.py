@@ -25,10 +25,12 @@ from jepa.evaluation.checkpoint_scores import score_checkpoints
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
-from jepa.evaluation.patch_predictions import PatchPredictions, predict_patches
+from jepa.evaluation.patch_predictions import PatchPredictions, add_convolutional_decoder, predict_patches
+from jepa.evaluation.pixel_predictions import PixelPredictions, predict_pixels
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
 from jepa.evaluation.view_predictions import ViewPredictions, predict_views
 from jepa.objectives import Objective
+from jepa.objectives.ijepa import IJepa
 from jepa.rng import Rng
 from jepa.runs import Run, load_objective
 from jepa.version import __version__
@@ -137,6 +139,11 @@ class EvaluationRun:
         return predict_patches(self.objective, self.train, self.test)
 
     @cached_property
+    def pixel_predictions(self) -> PixelPredictions | None:
+        """What the decoder of a masked autoencoder makes of hidden patches; None for other objectives."""
+        return predict_pixels(self.objective, self.test)
+
+    @cached_property
     def view_predictions(self) -> ViewPredictions | None:
         """What the predictor of a Saccade JEPA foresees of test images; None for other objectives."""
         return predict_views(self.objective, self.train, self.test)
@@ -164,6 +171,12 @@ class EvaluationRun:
             else:
                 objective, _, _ = load_objective(self.folder, Run.kept_name(step))
                 yield step, objective.main_encoder.to(self.device)
+
+    def add_convolutional_decoder(self) -> None:
+        """Add a convolutional decoder to `patch_predictions`, if there are any. It takes up to a minute."""
+        if self.patch_predictions:
+            assert isinstance(self.objective, IJepa)
+            self.patch_predictions = add_convolutional_decoder(self.patch_predictions, self.objective, self.train)
 
     def features(self, name: str) -> Features:
         """Return the features of the test images, computed by one of `encoders`."""

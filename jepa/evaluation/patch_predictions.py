@@ -5,7 +5,7 @@ Shapes: B images, N tokens in the grid, D width, P pixels of a patch with all ch
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from jepa.backbones import eval_mode
 from jepa.config import InputError
+from jepa.evaluation.convolutional_decoder import ConvolutionalDecoder, hidden_tokens
 from jepa.evaluation.decoding import RidgeDecoder, r2_score
 from jepa.evaluation.features import Subset, read_evenly
 from jepa.evaluation.patch_tokens import patch_tokens
@@ -23,7 +24,7 @@ from jepa.objectives.ijepa import IJepa
 from jepa.rng import Rng
 from jepa.transforms.crop import resize
 
-__all__ = ["PatchPredictions", "predict_patches"]
+__all__ = ["PatchPredictions", "add_convolutional_decoder", "predict_patches"]
 
 MAX_TOKENS, MAX_IMAGES = 64_000, 1000  # of the training images for the decoder, and as many of the test images
 CANDIDATES = 32  # number of images among whose tokens at the same position the actual one is searched, if there are
@@ -35,7 +36,7 @@ SEED = 0  # of the masks
 class PatchPredictions:
     """Tokens of test images, predicted from a part of each image and computed from the whole image.
 
-    Tokens that are in several target blocks are averaged over their predictions. The decoder was fitted to the tokens
+    Tokens that are in several target blocks are averaged over their predictions. The decoders were fitted to the tokens
     of training images.
     """
 
@@ -46,6 +47,7 @@ class PatchPredictions:
     actual: Tensor  # (B, N, D)
     decoder: RidgeDecoder
     grid: tuple[int, int]
+    convolutional: ConvolutionalDecoder | None = None  # see `add_convolutional_decoder`
 
     @cached_property
     def errors(self) -> Tensor:
@@ -69,6 +71,12 @@ class PatchPredictions:
         """Decode tokens (B, N, D) into images (B, C, H, W) in [0, 1]."""
         return from_patches(self.decoder.decode(tokens), self.grid, self.images.shape).clamp(0, 1)
 
+    def decoded_by_convolutions(self, tokens: Tensor) -> Tensor:
+        """Decode the hidden tokens of the first images (B, N, D) into images (B, C, H, W) in [0, 1]."""
+        assert self.convolutional is not None
+        patches = self.convolutional.decode(tokens, self.hidden[: len(tokens)])
+        return from_patches(patches, self.grid, self.images.shape).clamp(0, 1)
+
     def nearest_patches(self, image: int) -> Tensor:
         """Return an image (C, H, W) of the patches whose tokens are nearest to those predicted for an image.
 
@@ -83,14 +91,17 @@ class PatchPredictions:
 
     def scores(self) -> dict[str, Any]:
         """Return how well pixels can be decoded from actual and predicted tokens, and how often the token is found."""
-        pixels = to_patches(self.images, self.grid)[self.hidden]
-        decoded = {name: self.decoder.decode(getattr(self, name)[self.hidden]) for name in ("actual", "predicted")}
-        r2 = {name: r2_score(patches, pixels, self.decoder.output_mean) for name, patches in decoded.items()}
+        pixels, r2 = to_patches(self.images, self.grid)[self.hidden], {}
+        for name, tokens in (("r2_actual", self.actual), ("r2_predicted", self.predicted)):
+            decoded = {name: self.decoder.decode(tokens)}
+            if self.convolutional:
+                decoded[f"{name}_convolutional"] = self.convolutional.decode(tokens, self.hidden)
+            for key, patches in decoded.items():
+                r2[key] = round(r2_score(patches[self.hidden], pixels, self.decoder.output_mean), 4)
         return {
             "of": "hidden patches",
             "images": len(self.images),
-            "r2_actual": round(r2["actual"], 4),
-            "r2_predicted": round(r2["predicted"], 4),
+            **r2,
             "error": round(float(self.errors.nanmean()), 4),
             "candidates": min(CANDIDATES, len(self.images)),
             "top1": round(100 * self.retrieval(), 2),
@@ -120,16 +131,12 @@ def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchP
     """
     if not isinstance(objective, IJepa):
         return None
-    limit = max(CANDIDATES, min(MAX_IMAGES, MAX_TOKENS // objective.masks.num_tokens))
-    fitted, images = (
-        torch.cat([resize(batch, objective.size) for batch, _ in read_evenly(subset, limit, BATCH_SIZE)])
-        for subset in (train, test)
-    )
     try:
-        tokens = patch_tokens(objective.target, fitted)
+        tokens, patches = tokens_and_patches(objective, train)
     except InputError:  # they are not finite
         return None
-    decoder = RidgeDecoder.fit(normalized(tokens.x).flatten(0, 1), to_patches(fitted, tokens.grid).flatten(0, 1))
+    decoder = RidgeDecoder.fit(tokens.flatten(0, 1), patches.flatten(0, 1))
+    images = read_images(test, objective.size, objective.masks.num_tokens)
     parts = []
     with torch.no_grad(), eval_mode(objective):
         for i, batch in enumerate(images.split(BATCH_SIZE)):
@@ -145,8 +152,33 @@ def predict_patches(objective: Objective, train: Subset, test: Subset) -> PatchP
         predicted=predicted,
         actual=actual,
         decoder=decoder,
-        grid=tokens.grid,
+        grid=objective.grid,
     )
+
+
+def add_convolutional_decoder(found: PatchPredictions, objective: IJepa, train: Subset) -> PatchPredictions:
+    """Return predictions with a convolutional decoder in addition, which takes up to a minute on two cores.
+
+    It is fitted to the same tokens of training images as the ridge decoder.
+    """
+    tokens, patches = tokens_and_patches(objective, train)
+    return replace(found, convolutional=ConvolutionalDecoder.fit(tokens, patches, objective.masks, found.decoder))
+
+
+def tokens_and_patches(objective: IJepa, train: Subset) -> tuple[Tensor, Tensor]:
+    """Return tokens (B, N, D) of the target encoder and patches (B, N, P) of training images.
+
+    Raises `InputError` if tokens are not finite.
+    """
+    images = read_images(train, objective.size, objective.masks.num_tokens)
+    tokens = patch_tokens(objective.target, images)
+    return normalized(tokens.x), to_patches(images, tokens.grid)
+
+
+def read_images(subset: Subset, size: tuple[int, int], num_tokens: int) -> Tensor:
+    """Return up to 1,000 evenly spaced images (B, C, H, W), resized to `size`; fewer if they have many tokens each."""
+    limit = max(CANDIDATES, min(MAX_IMAGES, MAX_TOKENS // num_tokens))
+    return torch.cat([resize(batch, size) for batch, _ in read_evenly(subset, limit, BATCH_SIZE)])
 
 
 def predict_batch(objective: IJepa, images: Tensor, rng: Rng) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -161,7 +193,7 @@ def predict_batch(objective: IJepa, images: Tensor, rng: Rng) -> tuple[Tensor, T
     sums.scatter_add_(1, positions[..., None].expand_as(blocks), blocks * valid[..., None])
     visible = torch.zeros_like(counts).scatter_add_(1, masks.context, masks.context_valid.float())
     predicted = sums / counts.clamp(min=1)[..., None]
-    return (visible > 0).cpu(), (counts > 0).cpu(), predicted.cpu(), actual.cpu()
+    return (visible > 0).cpu(), hidden_tokens(masks, actual.shape[1]).cpu(), predicted.cpu(), actual.cpu()
 
 
 def normalized(tokens: Tensor) -> Tensor:

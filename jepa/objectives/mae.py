@@ -72,7 +72,10 @@ class MAE(Objective):
 
     def sample(self, batch: Batch, rng: Rng) -> MAEInputs:
         """Crop one view of each image, and divide its patches at random."""
-        images = crop(batch.images, self.config.crop, self.size, rng)
+        return self.mask(crop(batch.images, self.config.crop, self.size, rng), rng)
+
+    def mask(self, images: Tensor, rng: Rng) -> MAEInputs:
+        """Divide the patches of images (B, C, H, W) at random."""
         order = rng.uniform("mask", self.num_patches).argsort(-1)
         return MAEInputs(images, order[:, : self.num_visible], order[:, self.num_visible :])
 
@@ -94,6 +97,19 @@ class MAE(Objective):
             return pixels
         variance, mean = torch.var_mean(pixels, -1, keepdim=True)
         return (pixels - mean) / (variance + EPS).sqrt()
+
+    def from_targets(self, targets: Tensor, images: Tensor) -> Tensor:
+        """Return images (B, C, H, W) of `targets` (B, N, C·s²).
+
+        With `normalize_pixels`, the mean and standard deviation of each patch are those of `images`.
+        """
+        if self.config.normalize_pixels:
+            pixels = patch_pixels((images - self.encoder.mean) / self.encoder.std, self.patch)
+            variance, mean = torch.var_mean(pixels, -1, keepdim=True)
+            targets = targets * (variance + EPS).sqrt() + mean
+        rows, size = self.size[0] // self.patch, self.patch
+        pixels = rearrange(targets, "b (h w) (p q c) -> b c (h p) (w q)", h=rows, p=size, q=size)
+        return pixels * self.encoder.std + self.encoder.mean
 
     def describe(self) -> str:
         """Describe the masks in one line."""

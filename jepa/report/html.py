@@ -35,10 +35,22 @@ VIEWS_CAPTION = (
     "shows how much of the pixels the features contain at all. R² is 1 if all pixels are right and 0 if each is the "
     "average. On the right is the one of 32 views of the same image whose features are closest to the predicted ones."
 )
+PIXELS_CAPTION = (
+    "The model is given the visible patches and predicts the pixels of the others. R² is 1 if all of their pixels are "
+    "right, and 0 if each is {reference}."
+)
+NORMALIZED_CAPTION = (
+    " The model predicts pixels relative to the mean and standard deviation of their patch, which it does not know: "
+    "the picture takes them from the image, so the average color of a patch is never wrong. What the model adds is the "
+    "difference between the third picture and the fourth."
+)
+CONVOLUTIONS_CAPTION = (
+    " A small convolutional network, fitted likewise, decodes all hidden patches of an image together."
+)
 OVERVIEW_CAPTION = (
     "Test images as the trained model sees them: patches with similar features have similar colors; attention of the "
     "central patch (red: more than uniform attention, blue: less); and, for a model that predicts hidden patches, the "
-    "context that it is given and its prediction, decoded into pixels."
+    "context that it is given and its prediction as pixels."
 )
 SECTIONS = {
     "features": (
@@ -154,8 +166,8 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
             figure = draw(name, run)
             if name == "umap":
                 caption = projection_caption(figure)
-            elif name == "predictions" and run.view_predictions:
-                caption = VIEWS_CAPTION
+            elif name == "predictions":
+                caption = predictions_caption(run)
             body = html_figure(figure, title, caption, whole=name in IMAGE_GRIDS)
             if name in ANIMATIONS:
                 animate, caption = ANIMATIONS[name]
@@ -240,6 +252,17 @@ def score_section(result: dict[str, Any]) -> str:
         tables.append(html_table([head, "top-1, %", "MRR"], rows))
     caption = "<figcaption>The best score of each column is in bold.</figcaption>"
     return "\n".join(["<h2>Scores</h2>", *tables, caption, html_list(result["protocol"], "notes", ": ")])
+
+
+def predictions_caption(run: EvaluationRun) -> str:
+    """Return the caption of the figure 'predictions'."""
+    if run.view_predictions:
+        return VIEWS_CAPTION
+    if pixels := run.pixel_predictions:
+        caption = PIXELS_CAPTION.format(reference=pixels.scores()["reference"])
+        return caption + NORMALIZED_CAPTION * pixels.normalized
+    caption = SECTIONS["predictions"][1]
+    return caption + CONVOLUTIONS_CAPTION if run.patch_predictions and run.patch_predictions.convolutional else caption
 
 
 def projection_caption(figure: Figure) -> str:

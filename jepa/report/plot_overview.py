@@ -6,6 +6,7 @@ import torch
 from matplotlib.figure import Figure
 
 from jepa.evaluation.attention import attention as attention_weights
+from jepa.evaluation.patch_predictions import PatchPredictions
 from jepa.evaluation.patch_tokens import enlarged_tokens, patch_colors, patch_tokens
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_attention import overlay, patch_index
@@ -21,7 +22,7 @@ NUM_IMAGES, MAX_COLUMNS = 2, 10
 
 def overview(run: EvaluationRun) -> Figure:
     """Draw test images, their features as colors and, where they apply, attention and a decoded prediction."""
-    encoder, found = run.encoders["trained"], run.patch_predictions
+    encoder, found = run.encoders["trained"], run.patch_predictions or run.pixel_predictions
     pixels = found.images[:FITTED_IMAGES] if found else resize(run.read_images(FITTED_IMAGES), encoder.size)
     tokens = enlarged_tokens(encoder, pixels, ENLARGED) or patch_tokens(encoder, pixels)
     columns = {"image": pixels, "features": patch_colors(tokens)[0].unflatten(1, tokens.grid).permute(0, 3, 1, 2)}
@@ -33,8 +34,10 @@ def overview(run: EvaluationRun) -> Figure:
         count = len(pixels)
         context, hidden = (pixel_mask(mask[:count], found) for mask in (found.context, found.hidden))
         visible = torch.where(context, pixels, HIDDEN)
+        predicted = found.predicted[:count]
+        predicted = found.decoded(predicted) if isinstance(found, PatchPredictions) else predicted.clamp(0, 1)
         columns["context"] = visible
-        columns["prediction"] = torch.where(hidden, found.decoded(found.predicted[:count]), visible)
+        columns["prediction"] = torch.where(hidden, predicted, visible)
     count = min(len(pixels), max(NUM_IMAGES, MAX_COLUMNS // len(columns)))
     width = 7.2 / (count * len(columns))
     figure = new_figure(width * pixels.shape[-2] / pixels.shape[-1] + 0.3)

@@ -11,6 +11,7 @@ from torch import Tensor
 from jepa.config import InputError
 from jepa.config.hints import command
 from jepa.evaluation.patch_predictions import PatchPredictions
+from jepa.evaluation.pixel_predictions import PixelPredictions
 from jepa.evaluation.view_predictions import ViewPredictions
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_saccades import describe_saccade
@@ -20,18 +21,29 @@ __all__ = ["errors", "predictions"]
 
 NUM_IMAGES, NUM_EXTREMES = 6, 8
 MIN_TOKENS = 30  # of a distance that is drawn
+USUAL_COLUMNS = 6  # more have room for small titles only
 HIDDEN = 0.9  # gray of hidden patches
+CONVOLUTIONAL_TITLES = {
+    "actual": "truth by\nconvolutions\nR² {[r2_actual_convolutional]:.2f}",
+    "predicted": "prediction by\nconvolutions\nR² {[r2_predicted_convolutional]:.2f}",
+}
 
 
 def predictions(run: EvaluationRun) -> Figure:
     """Draw test images, what the predictor was given of them, and what it foresees.
 
-    I-JEPA foresees hidden patches, and Saccade JEPA the view after a movement. Raises `InputError` if the objective
-    predicts neither.
+    I-JEPA and the masked autoencoder foresee hidden patches, and Saccade JEPA the view after a movement. Raises
+    `InputError` if the objective predicts neither.
     """
     if run.view_predictions:
         return draw_views(run.view_predictions)
-    found = require_predictions(run)
+    if run.pixel_predictions:
+        return draw_pixels(run.pixel_predictions)
+    return draw_patches(require_predictions(run))
+
+
+def draw_patches(found: PatchPredictions) -> Figure:
+    """Draw images, the context, the decoded tokens, and the patches whose tokens are nearest to the predictions."""
     count = min(NUM_IMAGES, len(found.images))
     hidden, context = (pixel_mask(mask[:count], found) for mask in (found.hidden, found.context))
     images = found.images[:count]
@@ -39,20 +51,46 @@ def predictions(run: EvaluationRun) -> Figure:
     nearest = torch.stack([found.nearest_patches(image) for image in range(count)])
     visible = torch.where(context, images, HIDDEN)
     difference = (predicted - actual).abs().mean(1, keepdim=True).expand_as(images)
-    scores = found.scores()
+    scores, space = found.scores(), "\n" if found.convolutional else " "
     columns = {
         "image": images,
         "context": visible,
         f"decoded truth\nR² {scores['r2_actual']:.2f}": torch.where(hidden, actual, visible),
-        f"decoded prediction\nR² {scores['r2_predicted']:.2f}": torch.where(hidden, predicted, visible),
-        "difference": torch.where(hidden, 1 - difference, HIDDEN),
-        "nearest patches\nof other images": torch.where(hidden, nearest, visible),
+        f"decoded{space}prediction\nR² {scores['r2_predicted']:.2f}": torch.where(hidden, predicted, visible),
     }
-    width = 7.2 / len(columns)
-    figure = new_figure(count * width * images.shape[-2] / images.shape[-1] + 0.5)
+    if found.convolutional:
+        for name, tokens in (("actual", found.actual), ("predicted", found.predicted)):
+            decoded = found.decoded_by_convolutions(tokens[:count])
+            columns[CONVOLUTIONAL_TITLES[name].format(scores)] = torch.where(hidden, decoded, visible)
+    columns["difference"] = torch.where(hidden, 1 - difference, HIDDEN)
+    columns["nearest patches\nof other images"] = torch.where(hidden, nearest, visible)
+    return draw_table(columns)
+
+
+def draw_pixels(found: PixelPredictions) -> Figure:
+    """Draw images, their visible patches, what is given of the others, their predicted pixels, and the difference."""
+    count = min(NUM_IMAGES, len(found.images))
+    images, hidden = found.images[:count], pixel_mask(found.hidden[:count], found)
+    predicted = found.predicted[:count].clamp(0, 1)
+    difference = (predicted - images).abs().mean(1, keepdim=True).expand_as(images)
+    columns = {"image": images, "visible": torch.where(hidden, HIDDEN, images)}
+    if found.normalized:
+        columns["mean of patches\nR² 0.00"] = torch.where(hidden, found.reference[:count].clamp(0, 1), images)
+    columns |= {
+        f"prediction\nR² {found.scores()['r2_predicted']:.2f}": torch.where(hidden, predicted, images),
+        "difference": torch.where(hidden, 1 - difference, HIDDEN),
+    }
+    return draw_table(columns)
+
+
+def draw_table(columns: dict[str, Tensor]) -> Figure:
+    """Draw the images (B, C, H, W) of each column below its title."""
+    count, _, height, width = next(iter(columns.values())).shape
+    side = 7.2 / max(len(columns), USUAL_COLUMNS)  # of few columns, too, so that the figure is not too tall
+    figure = new_figure(count * side * height / width + 0.5)
     axes_grid = figure.subplots(count, len(columns), squeeze=False)
     for column, (title, views) in enumerate(columns.items()):
-        axes_grid[0, column].set_title(title)
+        axes_grid[0, column].set_title(title, fontsize=9 if len(columns) <= USUAL_COLUMNS else 7)
         for axes, view in zip(axes_grid[:, column], views, strict=True):
             show_image(axes, view)
     return figure
@@ -115,13 +153,13 @@ def require_predictions(run: EvaluationRun) -> PatchPredictions:
     """Return the predictions of a run. Raises `InputError` if there are none."""
     if run.patch_predictions is None:
         raise InputError(
-            f"the objective {run.config.objective.kind} has no predictions of patches to draw, or training has "
-            f"diverged; run '{command('plot', run.folder.path)}' to draw all applicable figures"
+            f"the objective {run.config.objective.kind} has no predictions of patch features to draw, or "
+            f"training has diverged; run '{command('plot', run.folder.path)}' to draw all applicable figures"
         )
     return run.patch_predictions
 
 
-def pixel_mask(mask: Tensor, found: PatchPredictions) -> Tensor:
+def pixel_mask(mask: Tensor, found: PatchPredictions | PixelPredictions) -> Tensor:
     """Return a mask of tokens (B, N) as one of pixels (B, C, H, W)."""
     size = found.images.shape[-2:]
     pixels = F.interpolate(mask.float().view(-1, 1, *found.grid), size) > 0.5

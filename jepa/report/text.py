@@ -108,12 +108,18 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
 
 
 def prediction_text(predictions: dict[str, Any]) -> str:
-    """Describe the scores of `PatchPredictions` or `ViewPredictions` in a sentence."""
-    count = predictions["candidates"]
+    """Describe the scores of `PatchPredictions`, `PixelPredictions` or `ViewPredictions` in a sentence."""
+    r2 = {name: f"{value:.2f}" for name, value in predictions.items() if name.startswith("r2")}
+    start = f"Prediction of {predictions['of']} in {predictions['images']:,} images"
+    if "reference" in predictions:
+        return f"{start}: R² of pixels {r2['r2_predicted']}, relative to {predictions['reference']}."
+    count, convolutional = predictions["candidates"], ""
+    if "r2_actual_convolutional" in r2:
+        convolutional = f" (by convolutions {r2['r2_predicted_convolutional']} and {r2['r2_actual_convolutional']})"
     return (
-        f"Prediction of {predictions['of']} in {predictions['images']:,} images: R² of pixels decoded from the "
-        f"predicted features {predictions['r2_predicted']:.2f}, from the actual ones {predictions['r2_actual']:.2f}; "
-        f"the actual feature is the nearest of {count} for {predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
+        f"{start}: R² of pixels decoded from the predicted features {r2['r2_predicted']}, from the actual ones "
+        f"{r2['r2_actual']}{convolutional}; the actual feature is the nearest of {count} for "
+        f"{predictions['top1']:.1f}% (chance {100 / count:.1f}%)."
     )
 
 
