@@ -156,7 +156,8 @@ class EvaluationRun:
 
         def score(name: str) -> dict[str, float] | None:
             train, test = self.extract(name, self.encoders[name], self.train), self.features(name)
-            return averaged_fixations(self.encoders[name], geometry, self.test.dataset, train, test, precision)
+            fitted, scored = (self.train.dataset, train), (self.test.dataset, test)
+            return averaged_fixations(self.encoders[name], geometry, fitted, scored, precision)
 
         return _of_both(score)
 

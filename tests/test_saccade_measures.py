@@ -114,7 +114,7 @@ def class_scores(dataset: ImageDataset, embed) -> dict[str, float] | None:
     whole = as_features(dataset.labels)
     whole += 0.01 * torch.randn(whole.shape, generator=torch.Generator().manual_seed(1))
     train, test = (Features(whole[s.indices], dataset.labels[s.indices], s.indices, "data") for s in halves(dataset))
-    return averaged_fixations(Planted(embed), geometry(), dataset, train, test)
+    return averaged_fixations(Planted(embed), geometry(), (dataset, train), (dataset, test))
 
 
 def seen(views: Tensor) -> Tensor:
@@ -167,10 +167,10 @@ def test_what_cannot_be_computed_is_left_out(dataset):
     x, indices = torch.randn(60, 8), torch.arange(60)
     for labels, count in ((None, 30), (torch.zeros(60, dtype=torch.long), 30), (indices % 2, 10)):
         split = [
-            Features(x[part], None if labels is None else labels[part], indices[part], "data")
+            (dataset, Features(x[part], None if labels is None else labels[part], indices[part], "data"))
             for part in (slice(0, count), slice(count, 60))
         ]
-        assert averaged_fixations(Planted(seen), geometry(), dataset, *split) is None
+        assert averaged_fixations(Planted(seen), geometry(), *split) is None
 
 
 def test_an_evaluation_without_a_predictor_and_without_labels(tiny, tmp_path):
