@@ -15,6 +15,7 @@ from jepa.distributed import keep_freed_memory
 from jepa.evaluation.checkpoint_scores import choices
 from jepa.evaluation.features import Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
+from jepa.evaluation.movement_regression import MIN_IMAGES as REGRESSION_IMAGES
 from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor
@@ -22,6 +23,7 @@ from jepa.evaluation.scores import pixel_subset, score, score_encoders
 from jepa.evaluation_run import TEST_FRACTION, EvaluationRun
 from jepa.logger import collapse_warning
 from jepa.runs import Run, load_encoder
+from jepa.terminal import say_stage
 from jepa.train import train
 from jepa.version import __version__
 
@@ -87,10 +89,12 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["predictions"] = predictions.scores()
     if run.energy_trace:
         result["energy"] = run.energy_trace
-    if run.saccade_retrieval:
-        result["saccades"] = run.saccade_retrieval
     if run.checkpoint_scores:
         result["checkpoints"] = {"scores": run.checkpoint_scores, "choices": choices(run.checkpoint_scores)}
+    if run.geometry:
+        say_stage("eye movements")
+    if run.saccade_scores:
+        result["saccades"] = run.saccade_scores
     if omitted := _omitted(run, scores, full):
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
@@ -138,6 +142,11 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
             omitted.append(f"the linear probe with {fraction} of the labels: some class would have no image")
     if has_saccade_predictor(run.objective) and not run.saccade_retrieval:
         omitted.append(f"saccade retrieval, which needs at least {RETRIEVAL_IMAGES} test images")
+    if run.geometry and not run.movement_r2:
+        omitted.append(
+            f"the regression of movements, which needs at least {REGRESSION_IMAGES} training and {REGRESSION_IMAGES} "
+            "test images, and finite features of views"
+        )
     if "dimension" not in trained:
         omitted.append(
             f"the correlation dimension: the distances between {len(test.indices):,} images have no scaling region, "

@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -21,10 +21,12 @@ from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
+from jepa.evaluation.averaged_fixations import averaged_fixations
 from jepa.evaluation.checkpoint_scores import score_checkpoints
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
+from jepa.evaluation.movement_regression import movement_r2
 from jepa.evaluation.patch_predictions import PatchPredictions, add_convolutional_decoder, predict_patches
 from jepa.evaluation.pixel_predictions import PixelPredictions, predict_pixels
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
@@ -33,6 +35,7 @@ from jepa.objectives import Objective
 from jepa.objectives.ijepa import IJepa
 from jepa.rng import Rng
 from jepa.runs import Run, load_objective
+from jepa.transforms.saccade import Geometry
 from jepa.version import __version__
 
 __all__ = ["TEST_FRACTION", "EvaluationRun"]
@@ -133,6 +136,40 @@ class EvaluationRun:
         """Scores of the predictor of a Saccade JEPA on the test images; None for other objectives."""
         return saccade_retrieval(self.objective, *self.test)
 
+    @property
+    def geometry(self) -> Geometry | None:
+        """Geometry of the fixations that the objective samples, if it does."""
+        geometry = getattr(self.objective, "geometry", None)
+        return geometry if isinstance(geometry, Geometry) else None
+
+    @cached_property
+    def movement_r2(self) -> dict[str, Any]:
+        """R² of movements, regressed from features, of the trained and the untrained encoder; empty without them."""
+        if self.geometry is None:
+            return {}
+        geometry, precision = self.geometry, self.store.precision
+        return _of_both(lambda name: movement_r2(self.encoders[name], geometry, self.train, self.test, precision))
+
+    @cached_property
+    def averaged_fixations(self) -> dict[str, Any]:
+        """Accuracies of averaged fixations of the trained and the untrained encoder; empty without fixations."""
+        if self.geometry is None or not self.has_classes:
+            return {}
+        geometry, precision = self.geometry, self.store.precision
+
+        def score(name: str) -> dict[str, float] | None:
+            train, test = self.extract(name, self.encoders[name], self.train), self.features(name)
+            fitted, scored = (self.train.dataset, train), (self.test.dataset, test)
+            return averaged_fixations(self.encoders[name], geometry, fitted, scored, precision)
+
+        return _of_both(score)
+
+    @property
+    def saccade_scores(self) -> dict[str, Any]:
+        """Scores of retrieval, `movement_r2` and `averaged_fixations`; empty for objectives without fixations."""
+        parts = {"movement_r2": self.movement_r2, "averaged_fixations": self.averaged_fixations}
+        return (self.saccade_retrieval or {}) | {name: part for name, part in parts.items() if part}
+
     @cached_property
     def patch_predictions(self) -> PatchPredictions | None:
         """What the predictor of an I-JEPA foresees in the test images; None for other objectives."""
@@ -197,6 +234,12 @@ class EvaluationRun:
         positions = torch.arange(len(pixels), device=self.device)
         batch = Batch(pixels.to(self.device), None if labels is None else labels.to(self.device), positions)
         return self.objective.sample(batch, Rng(self.config.seed, 0, positions))
+
+
+def _of_both(score: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
+    """Return the scores of the trained and the untrained encoder, without those that could not be computed."""
+    scores = {name: score(name) for name in ("trained", "untrained")}
+    return {name: part for name, part in scores.items() if part is not None}
 
 
 def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str) -> tuple[Subset, Subset, str]:

@@ -193,12 +193,12 @@ def test_gains_are_the_differences_of_the_scores_shown():
     assert verdict(result).startswith("Training made the features worse: kNN -8.5")
 
 
-def test_vicreg_has_fixations_without_errors(tiny, tmp_path):
+def test_vicreg_has_fixations_and_their_features_without_errors(tiny, tmp_path):
     backbone = ConvNetConfig("resnet18", small_stem=True)
     config = dataclasses.replace(
         tiny, objective=VICRegConfig(expander=16, fixations=SACCADE.fixations), backbone=backbone
     )
-    assert len(draw("saccades", EvaluationRun.open(train(config, tmp_path / "run").path)).axes) == 10
+    assert len(draw("saccades", EvaluationRun.open(train(config, tmp_path / "run").path)).axes) == 12
 
 
 def test_compare_names_what_is_missing(tiny, tmp_path, capsys):

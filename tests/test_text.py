@@ -36,6 +36,8 @@ RETRIEVAL: dict[str, Any] = {
     "lengths": [0.1, 0.2, 0.3, 0.4, 0.5],
     "errors": {name: [0.25, 1.0, 3.5, 12.25, 1e6] for name in ("prediction", "shuffled", "no change")},
     **{name: {"top1": 100.0, "mrr": 1.0} for name in ("same image", "shuffled", "across")},
+    "movement_r2": {name: {key: {"mean": -0.5} for key in ("linear", "mlp")} for name in ("trained", "untrained")},
+    "averaged_fixations": {name: {"1": 100.0, "16": 100.0, "16_error": 10.1} for name in ("trained", "untrained")},
 }
 
 

@@ -22,13 +22,14 @@ class RidgeDecoder(NamedTuple):
     weights: Tensor  # (D, P)
 
     @classmethod
-    def fit(cls, x: Tensor, y: Tensor) -> Self:
+    def fit(cls, x: Tensor, y: Tensor, held_out: Tensor | None = None) -> Self:
         """Fit inputs (N, D) to outputs (N, P).
 
-        Every tenth input is held out to choose the penalty: the largest one whose error is within one standard error of
-        the smallest, which for inputs that say nothing about the outputs is infinity.
+        The inputs `held_out` (N,), by default every tenth, choose the penalty: the largest one whose error is within
+        one standard error of the smallest, which for inputs that say nothing about the outputs is infinity.
         """
-        held_out = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+        if held_out is None:
+            held_out = torch.arange(len(x)) % HELD_OUT == HELD_OUT - 1
         chosen = PENALTIES[0]
         if int(held_out.sum()) > 1:
             candidates = cls._candidates(x[~held_out], y[~held_out], PENALTIES)
@@ -43,16 +44,15 @@ class RidgeDecoder(NamedTuple):
 
     @classmethod
     def _candidates(cls, x: Tensor, y: Tensor, penalties: tuple[float, ...]) -> list[Self]:
-        """Return the decoder of each penalty."""
+        """Return the decoder of each penalty; the smaller of X'X and XX' is decomposed."""
         x_mean, y_mean = x.double().mean(0), y.double().mean(0)
-        centered = x.double() - x_mean
-        values, axes = torch.linalg.eigh(centered.T @ centered)
-        values, projected = values.clamp(min=0), axes.T @ (centered.T @ (y.double() - y_mean))
-        scale = values.mean().clamp(min=1e-300)
-        return [
-            cls(x_mean.float(), y_mean.float(), (axes @ (projected / (values + penalty * scale)[:, None])).float())
-            for penalty in penalties
-        ]
+        centered, outputs = x.double() - x_mean, y.double() - y_mean
+        is_wide = len(x) < x.shape[1]
+        values, axes = torch.linalg.eigh(centered @ centered.T if is_wide else centered.T @ centered)
+        values, projected = values.clamp(min=0), axes.T @ (outputs if is_wide else centered.T @ outputs)
+        scale = (values.sum() / x.shape[1]).clamp(min=1e-300)
+        weights = [axes @ (projected / (values + penalty * scale)[:, None]) for penalty in penalties]
+        return [cls(x_mean.float(), y_mean.float(), (centered.T @ w if is_wide else w).float()) for w in weights]
 
     def decode(self, x: Tensor) -> Tensor:
         """Map inputs (…, D) to outputs (…, P)."""

@@ -128,7 +128,9 @@ SECTIONS = {
         INPUTS_TITLE,
         "Two fixations of each image and the saccade between them: shift in view sides, rotation and zoom. If the "
         "model has a predictor, the lower plots show its squared error divided by the variance of the embeddings, and "
-        "how often its prediction is closest to the correct one of several views of the same image.",
+        "how often its prediction is closest to the correct one of several views of the same image. The last plots "
+        "show R² of the movement, regressed from the features of both views, and the accuracy of kNN for averages of "
+        "the features of several fixations, with its standard error.",
     ),
 }
 LABEL_FREE_TITLES = {
@@ -138,6 +140,7 @@ LABEL_FREE_TITLES = {
     "cluster_learnability": "cluster learnability",
     "intrinsic_dimension": "intrinsic dimension",
 }
+REGRESSION_TITLES = {"linear": "linear regression", "mlp": "MLP"}
 ANIMATIONS = {
     "attention": (
         animate_attention,
@@ -243,13 +246,7 @@ def score_section(result: dict[str, Any]) -> str:
         tables.append(html_table(["kNN by number of neighbors", *counts], rows))
     if predictions := result.get("predictions"):
         tables.append(f"<p>{escape(prediction_text(predictions))}</p>")
-    if retrieval := result.get("saccades"):
-        rows = [
-            [title, html_cell(f"{retrieval[name]['top1']:.1f}"), html_cell(f"{retrieval[name]['mrr']:.2f}")]
-            for name, title in RETRIEVAL_TITLES.items()
-        ]
-        head = f"retrieval of the view after a saccade, among {retrieval['fixations']} views"
-        tables.append(html_table([head, "top-1, %", "MRR"], rows))
+    tables += saccade_tables(result.get("saccades", {}), titles)
     caption = "<figcaption>The best score of each column is in bold.</figcaption>"
     return "\n".join(["<h2>Scores</h2>", *tables, caption, html_list(result["protocol"], "notes", ": ")])
 
@@ -263,6 +260,34 @@ def predictions_caption(run: EvaluationRun) -> str:
         return caption + NORMALIZED_CAPTION * pixels.normalized
     caption = SECTIONS["predictions"][1]
     return caption + CONVOLUTIONS_CAPTION if run.patch_predictions and run.patch_predictions.convolutional else caption
+
+
+def saccade_tables(saccades: dict[str, Any], titles: dict[str, str]) -> list[str]:
+    """Return the tables of saccade retrieval, R² of movements, and averaged fixations, those that there are."""
+    tables = []
+    if "same image" in saccades:
+        rows = [
+            [title, html_cell(f"{saccades[name]['top1']:.1f}"), html_cell(f"{saccades[name]['mrr']:.2f}")]
+            for name, title in RETRIEVAL_TITLES.items()
+        ]
+        head = f"retrieval of the view after a saccade, among {saccades['fixations']} views"
+        tables.append(html_table([head, "top-1, %", "MRR"], rows))
+    if r2 := saccades.get("movement_r2"):
+        components = list(next(iter(r2.values()))["linear"])
+        rows = [
+            [f"{titles[name]}, {REGRESSION_TITLES[kind]}", *(html_cell(f"{scores[key]:.2f}") for key in components)]
+            for name, regressions in r2.items()
+            for kind, scores in regressions.items()
+        ]
+        tables.append(html_table(["R² of the movement, from the features of two views", *components], rows))
+    if accuracies := saccades.get("averaged_fixations"):
+        counts = [key for key in next(iter(accuracies.values())) if not key.endswith("_error")]
+        rows = [
+            [titles[name], *(html_cell(format_score(scores[key]), error=scores[f"{key}_error"]) for key in counts)]
+            for name, scores in accuracies.items()
+        ]
+        tables.append(html_table(["kNN of averaged fixations, by their number", *counts], rows))
+    return tables
 
 
 def projection_caption(figure: Figure) -> str:

@@ -1,4 +1,4 @@
-"""Inputs of Saccade JEPA and VICReg (pairs of fixations), and the prediction error of Saccade JEPA."""
+"""Inputs of Saccade JEPA and VICReg (pairs of fixations), errors of predictions, and what fixations tell."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from matplotlib.figure import Figure
 
 from jepa.config import InputError
 from jepa.config.hints import command
+from jepa.evaluation.averaged_fixations import COUNTS
 from jepa.evaluation_run import EvaluationRun
 from jepa.objectives.saccade import SaccadeInputs
 from jepa.report.style import ENCODER_COLORS, GRAY, HIGHLIGHT, new_figure, show_image
@@ -26,9 +27,9 @@ ERRORS = {
 
 
 def saccades(run: EvaluationRun) -> Figure:
-    """Draw pairs of fixations and, if there is a predictor, its error against the length of the saccade.
+    """Draw pairs of fixations, the errors of the predictor by saccade length, and what the features of fixations tell.
 
-    Raises `InputError` if the objective does not sample fixations.
+    What cannot be computed is left out. Raises `InputError` if the objective does not sample fixations.
     """
     inputs = run.sample_inputs(NUM_PAIRS)
     if not isinstance(inputs, SaccadeInputs):
@@ -38,8 +39,9 @@ def saccades(run: EvaluationRun) -> Figure:
         )
     retrieval = run.saccade_retrieval
     has_errors = retrieval is not None and len(retrieval["lengths"]) > 1
-    figure = new_figure(6.2 if has_errors else 3.6)
-    ratios = (3.4, 2.6) if has_errors else (1,)
+    has_features = bool(run.movement_r2 or run.averaged_fixations)
+    ratios = [3.6, *([2.6] * has_errors), *([2.4] * has_features)]
+    figure = new_figure(sum(ratios))
     subfigures = figure.subfigures(len(ratios), 1, height_ratios=ratios, squeeze=False)[:, 0]
     count = len(inputs.context)
     axes_grid = subfigures[0].subplots(2, count, squeeze=False)
@@ -53,6 +55,10 @@ def saccades(run: EvaluationRun) -> Figure:
         error_axes, rank_axes = subfigures[1].subplots(1, 2, width_ratios=(1.4, 1))
         draw_errors(error_axes, retrieval)
         draw_ranks(rank_axes, retrieval)
+    if has_features:
+        r2_axes, accuracy_axes = subfigures[-1].subplots(1, 2, width_ratios=(1.4, 1))
+        draw_r2(r2_axes, run.movement_r2)
+        draw_accuracies(accuracy_axes, run.averaged_fixations)
     return figure
 
 
@@ -85,3 +91,41 @@ def draw_ranks(axes: Axes, retrieval: dict[str, Any]) -> None:
     axes.margins(x=0.15)
     axes.tick_params(left=False)
     axes.set_title(f"top-1 among {count} views, %")
+
+
+def draw_r2(axes: Axes, r2: dict[str, Any]) -> None:
+    """Draw R² of each component of the movement: bars of the linear regression, and dots of the MLP."""
+    if not r2:
+        axes.set_axis_off()
+        return
+    for i, (encoder, scores) in enumerate(r2.items()):
+        at = [position + 0.38 * (i - 0.5) for position in range(len(scores["linear"]))]
+        axes.bar(at, scores["linear"].values(), 0.36, color=ENCODER_COLORS[encoder], label=f"{encoder}, linear")
+        style: dict[str, Any] = {
+            "color": "white",
+            "markeredgecolor": ENCODER_COLORS[encoder],
+            "linestyle": "",
+            "marker": "o",
+        }
+        axes.plot(at, list(scores["mlp"].values()), **style, label=f"{encoder}, MLP")
+    axes.set_xticks(range(len(scores["linear"])), list(scores["linear"]))
+    axes.axhline(0, color=GRAY, linewidth=0.8)
+    axes.set(title="R² of the movement, from two views", ylim=(None, 1.02))
+    axes.tick_params(bottom=False, axis="x")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.12), ncols=2, columnspacing=1, handlelength=1.5)
+
+
+def draw_accuracies(axes: Axes, accuracies: dict[str, Any]) -> None:
+    """Draw the accuracy of averaged fixations by their number, and that of the whole image as a dotted line."""
+    if not accuracies:
+        axes.set_axis_off()
+        return
+    for encoder, scores in accuracies.items():
+        values, errors = ([scores[f"{count}{suffix}"] for count in COUNTS] for suffix in ("", "_error"))
+        style: dict[str, Any] = {"color": ENCODER_COLORS[encoder], "marker": "o", "capsize": 2, "elinewidth": 0.8}
+        axes.errorbar(COUNTS, values, errors, **style, label=encoder)
+        axes.axhline(scores["whole image"], color=ENCODER_COLORS[encoder], linestyle=":", linewidth=1)
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(COUNTS, [str(count) for count in COUNTS])
+    axes.set(xlabel="fixations averaged (dotted: whole image)", title="kNN, %")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.24), ncols=2, columnspacing=1, handlelength=1.5)

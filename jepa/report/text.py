@@ -19,6 +19,7 @@ __all__ = [
     "as_text",
     "checkpoint_text",
     "energy_trace_table",
+    "fixations_text",
     "format_score",
     "prediction_text",
     "row_titles",
@@ -94,12 +95,15 @@ def as_text(result: dict[str, Any], path: str | Path) -> str:
             f"decreases at every step for {energy['falling']:g}% of them:"
         )
         blocks.append(f"{about}\n{energy_trace_table(energy)}")
-    if retrieval := result.get("saccades"):
+    saccades = result.get("saccades", {})
+    if "same image" in saccades:
         about = wrap(
-            f"Retrieval of the view after a saccade among {retrieval['fixations']} views, for "
-            f"{retrieval['images']} images:"
+            f"Retrieval of the view after a saccade among {saccades['fixations']} views, for "
+            f"{saccades['images']} images:"
         )
-        blocks.append(f"{about}\n{saccade_retrieval_table(retrieval)}")
+        blocks.append(f"{about}\n{saccade_retrieval_table(saccades)}")
+    if text := fixations_text(saccades):
+        blocks.append(wrap(text))
     if predictions := result.get("predictions"):
         blocks.append(wrap(prediction_text(predictions)))
     if checkpoints := result.get("checkpoints"):
@@ -135,6 +139,21 @@ def checkpoint_text(checkpoints: dict[str, Any]) -> str:
     if best is not None:
         start += f", the linear probe is best at step {best['step']:,} ({best['linear']:.1f}% on up to 5,000 images)"
     return f"{start}; without labels, {', '.join(parts)} would be chosen."
+
+
+def fixations_text(saccades: dict[str, Any]) -> str:
+    """Describe the R² of movements and the accuracies of averaged fixations in a sentence each, if there are any."""
+    sentences = []
+    if r2 := saccades.get("movement_r2"):
+        means = [f"{part['linear']['mean']:.2f} and {part['mlp']['mean']:.2f} ({name})" for name, part in r2.items()]
+        sentences.append(f"R² of the movement from features, linear and MLP: {', '.join(means)}.")
+    if accuracies := saccades.get("averaged_fixations"):
+        means = [
+            f"{part['1']:.1f} to {format_score(part['16'], part['16_error'])} ({name})"
+            for name, part in accuracies.items()
+        ]
+        sentences.append(f"kNN of the average of 1 to 16 fixations: {', '.join(means)}.")
+    return " ".join(sentences)
 
 
 def _notes(result: dict[str, Any], path: str | Path) -> str:

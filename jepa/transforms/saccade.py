@@ -153,6 +153,11 @@ class Geometry:
             components += [saccade.zoom.log()[:, None] / math.log(self.config.zoom)]
         return torch.cat(components, 1)
 
+    def component_names(self) -> list[str]:
+        """Return the names of the components of `normalized`."""
+        names = ["rotation"] * bool(self.max_angle) + ["shift x", "shift y"] * bool(self.config.shift)
+        return names + ["zoom"] * (self.config.zoom > 1)
+
     def num_octaves(self) -> list[int]:
         """Return the number of frequencies with which to encode each component of `normalized`."""
         shift, zoom = bool(self.config.shift), self.config.zoom > 1
