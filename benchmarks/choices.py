@@ -43,7 +43,9 @@ def main() -> None:
         order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(7))
         num_scored = min(MAX_SCORED_IMAGES, len(dataset) // 5)
         test, train = Subset(dataset, order[:num_scored]), Subset(dataset, order[num_scored:][:MAX_FIT_IMAGES])
-        print(score_table(score_encoders(encoders, train, test, FeatureStore(Path(folder) / "features", ""))))
+        store = FeatureStore(Path(folder) / "features", "")
+        scores = score_encoders(encoders, train, test, lambda name, encoder, part: store.extract(name, encoder, *part))
+        print(score_table(scores))
         if retrieval := saccade_retrieval(objective, *test):
             print(saccade_retrieval_table(retrieval))
 

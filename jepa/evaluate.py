@@ -62,7 +62,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
     keep_freed_memory()
-    scores = score_encoders(run.encoders, run.train, run.test, run.store, run.workers)
+    scores = score_encoders(run.encoders, run.train, run.test, run.extract)
     if full:
         scores |= baselines(run)
         run.add_convolutional_decoder()

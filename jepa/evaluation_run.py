@@ -29,6 +29,7 @@ from jepa.evaluation.labels import has_classes
 from jepa.evaluation.movement_regression import movement_r2
 from jepa.evaluation.patch_predictions import PatchPredictions, add_convolutional_decoder, predict_patches
 from jepa.evaluation.pixel_predictions import PixelPredictions, predict_pixels
+from jepa.evaluation.pooling import QuadrantPooling
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
 from jepa.evaluation.view_predictions import ViewPredictions, predict_views
 from jepa.objectives import Objective
@@ -61,6 +62,7 @@ class EvaluationRun:
     split: str  # description of how `train` and `test` were split
     store: FeatureStore
     workers: int
+    _poolings: dict[str, QuadrantPooling] = dataclasses.field(default_factory=dict)  # of the encoders, by name
 
     @classmethod
     def open(
@@ -222,7 +224,8 @@ class EvaluationRun:
     def extract(self, name: str, encoder: Encoder, subset: Subset) -> Features:
         """Return the features of a subset, computed by an encoder and stored under `name`."""
         label = f"{name}: features of {subset.dataset.name}"
-        return self.store.extract(name, encoder, *subset, label=label, workers=self.workers)
+        pooling = self._poolings.setdefault(name, QuadrantPooling(encoder, self.train))
+        return self.store.extract(name, encoder, *subset, quadrants=pooling, label=label, workers=self.workers)
 
     def read_images(self, count: int) -> Tensor:
         """Return up to `count` evenly spaced test images (count, C, H, W), skipping unreadable ones."""

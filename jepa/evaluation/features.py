@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -22,6 +22,9 @@ from jepa.config import InputError
 from jepa.data import DECODER, ImageDataset, evenly_spaced, read_ahead
 from jepa.files import Locked, lock, read_record, write_record
 from jepa.transforms.crop import as_float, resize
+
+if TYPE_CHECKING:
+    from jepa.evaluation.pooling import QuadrantPooling
 
 __all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features", "read_evenly"]
 
@@ -71,6 +74,7 @@ class Features:
     indices: Tensor  # (N,): positions of the images in their split
     source: str  # name and signature of the split
     last4: Tensor | None = None  # (N, sum of widths): the last four layers, averaged over tokens and concatenated
+    quadrants: Tensor | None = None  # (N, Q): the last layer, averaged over each quadrant; see `QuadrantPooling`
 
 
 @dataclass(frozen=True)
@@ -93,30 +97,32 @@ class FeatureStore:
         dataset: ImageDataset,
         indices: Tensor,
         *,
+        quadrants: QuadrantPooling | None = None,
         label: str | None = None,
         workers: int = 0,
     ) -> Features:
         """Return the encoder's features of the images at `indices`, stored under `name`.
 
-        See `extract` for `label` and `workers`.
+        See `extract` for the other arguments.
         """
         subset_hash = hashlib.blake2b(dataset.name.encode() + digest(indices), digest_size=4).hexdigest()
         target = self.folder / f"{name}-{subset_hash}"
         dependencies = [self.stamp, self.precision, DECODER, dataset.signature, dataset.shape, dataset.canvas]
-        dependencies.append(encoder.size)
+        dependencies += [encoder.size, "" if quadrants is None else quadrants.key]
         key = f"{weights_digest(encoder)} {json.dumps(dependencies)}"
-        features = self._open(target, key, dataset)
+        features = self._open(target, key, dataset, quadrants is not None)
+        options: dict[str, Any] = {"quadrants": quadrants, "label": label, "workers": workers}
+        options["precision"] = self.precision
         if features is None and not self._is_writable():
-            return extract(encoder, dataset, indices, label=label, workers=workers, precision=self.precision)
+            return extract(encoder, dataset, indices, **options)
         if features is None:
-            options: dict[str, Any] = {"last4": True, "label": label, "workers": workers, "precision": self.precision}
-            batches = encode(encoder, dataset, indices, **options)
+            batches = encode(encoder, dataset, indices, last4=True, **options)
             try:
                 with lock(self.folder / ".lock"):
                     self._write(target, key, dataset, batches)
             except Locked as holder:
                 raise InputError(f"{holder} extracts features into {self.folder}; wait until it ends") from holder
-            features = self._open(target, key, dataset)
+            features = self._open(target, key, dataset, quadrants is not None)
         if features is None:
             raise InputError(f"the features in {target} differ from what was written; the disk may be faulty")
         return features
@@ -127,9 +133,7 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True)
         return os.access(self.folder, os.W_OK)
 
-    def _write(
-        self, target: Path, key: str, dataset: ImageDataset, batches: Iterator[tuple[Tensor, list[Tensor]]]
-    ) -> None:
+    def _write(self, target: Path, key: str, dataset: ImageDataset, batches: Iterator[Encoded]) -> None:
         """Write features to a folder that replaces `target` when it is complete."""
         for leftover in self.folder.glob(f".{target.name}.*"):  # of a killed process; there is one evaluation at a time
             shutil.rmtree(leftover, ignore_errors=True)
@@ -138,10 +142,10 @@ class FeatureStore:
         try:
             widths, used = [0], []
             with (temporary / "features.bin").open("wb") as file:
-                for batch_indices, layers in batches:
-                    file.write(torch.cat(layers, -1).numpy().tobytes())
-                    widths = [layer.shape[-1] for layer in layers]
-                    used.append(batch_indices)
+                for batch in batches:
+                    file.write(torch.cat(batch.parts, -1).numpy().tobytes())
+                    widths = [part.shape[-1] for part in batch.parts]
+                    used.append(batch.indices)
             np.save(temporary / "indices.npy", torch.cat(used).numpy())
             metadata = {"key": key, "widths": widths, "unreadable": dataset.unreadable, "checksum": checksum(temporary)}
             write_record(temporary / "metadata.json", metadata)
@@ -151,7 +155,7 @@ class FeatureStore:
             shutil.rmtree(temporary, ignore_errors=True)
 
     @staticmethod
-    def _open(target: Path, key: str, dataset: ImageDataset) -> Features | None:
+    def _open(target: Path, key: str, dataset: ImageDataset, has_quadrants: bool) -> Features | None:
         """Return the features in a folder, or None if they are missing, damaged or of something else."""
         metadata = read_record(target / "metadata.json")
         if metadata is None or metadata["key"] != key:
@@ -166,7 +170,7 @@ class FeatureStore:
         widths = metadata["widths"]
         # copy-on-write ("c"), because torch warns about read-only memory
         stored = np.memmap(target / "features.bin", np.float32, "c", shape=(len(indices), sum(widths)))
-        return as_features(torch.from_numpy(stored), widths, indices, dataset)
+        return as_features(torch.from_numpy(stored), widths, indices, dataset, has_quadrants)
 
 
 def checksum(folder: Path) -> str:
@@ -196,27 +200,45 @@ def extract(
     indices: Tensor,
     *,
     last4: bool = True,
+    quadrants: QuadrantPooling | None = None,
     label: str | None = None,
     workers: int = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
 ) -> Features:
     """Return the features of the images at `indices`, skipping unreadable images.
 
-    `last4` also returns the last four layers, if the encoder has at least four. `label` is the title of the progress
+    `last4` also returns the last four layers, if the encoder has at least four, and `quadrants` the last layer pooled
+    in quadrants. `label` is the title of the progress
     bar, `workers` is the number of processes that decode images, and `precision` is that of the forward pass. Raises
     `InputError` if no image is readable, or if the features contain NaN or infinite values.
     """
-    batches = list(encode(encoder, dataset, indices, last4=last4, label=label, workers=workers, precision=precision))
-    widths = [layer.shape[-1] for layer in batches[0][1]]
-    layers = torch.cat([torch.cat(layers, -1) for _, layers in batches])
-    return as_features(layers, widths, torch.cat([batch_indices for batch_indices, _ in batches]), dataset)
+    options: dict[str, Any] = {"label": label, "workers": workers, "precision": precision}
+    batches = list(encode(encoder, dataset, indices, last4=last4, quadrants=quadrants, **options))
+    widths = [part.shape[-1] for part in batches[0].parts]
+    parts = torch.cat([torch.cat(batch.parts, -1) for batch in batches])
+    used = torch.cat([batch.indices for batch in batches])
+    return as_features(parts, widths, used, dataset, quadrants is not None)
 
 
-def as_features(layers: Tensor, widths: list[int], indices: Tensor, dataset: ImageDataset) -> Features:
-    """Build `Features` from one or four concatenated layers (N, sum of widths), ordered first to last."""
+def as_features(
+    parts: Tensor, widths: list[int], indices: Tensor, dataset: ImageDataset, has_quadrants: bool = False
+) -> Features:
+    """Build `Features` from one or four layers, first to last, and quadrants, if any, concatenated."""
+    pooled = None
+    if has_quadrants:
+        *widths, width = widths
+        parts, pooled = parts[:, :-width], parts[:, -width:]
     labels = None if dataset.labels is None else dataset.labels[indices]
-    last4 = layers if len(widths) == 4 else None
-    return Features(layers[:, -widths[-1] :], labels, indices, f"{dataset.name} {dataset.signature}", last4)
+    last4 = parts if len(widths) == 4 else None
+    source = f"{dataset.name} {dataset.signature}"
+    return Features(parts[:, -widths[-1] :], labels, indices, source, last4, pooled)
+
+
+class Encoded(NamedTuple):
+    """Features of a batch of images."""
+
+    indices: Tensor  # (B,): positions of the readable images
+    parts: list[Tensor]  # one or four layers (B, D), averaged over tokens, and quadrants, if any
 
 
 @torch.no_grad()
@@ -226,11 +248,12 @@ def encode(
     indices: Tensor,
     *,
     last4: bool,
+    quadrants: QuadrantPooling | None,
     label: str | None,
     workers: int,
     precision: Literal["fp32", "bf16"],
-) -> Iterator[tuple[Tensor, list[Tensor]]]:
-    """Yield batches of features: the indices (B,) of readable images, and one or four layers averaged over tokens."""
+) -> Iterator[Encoded]:
+    """Yield batches of features."""
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
     decoded = read_ahead(dataset, indices.split(BATCH_SIZE), workers)
     total = -(-len(indices) // BATCH_SIZE)
@@ -244,13 +267,15 @@ def encode(
         with eval_mode(encoder), autocast:
             tokens = encoder(images, layers=layers)
         pooled = [encoder.backbone.pool(layer).float().cpu() for layer in tokens.layers]
-        if not all(bool(layer.isfinite().all()) for layer in pooled):
+        if quadrants is not None:
+            pooled.append(quadrants(tokens).cpu())
+        if not all(bool(part.isfinite().all()) for part in pooled):
             raise InputError(
                 f"the features of {dataset.name} are NaN or infinite, so the weights have probably diverged; "
                 "evaluate an earlier checkpoint, or retrain with a lower --optim.lr"
             )
         count += len(images)
-        yield batch.indices[batch.readable], pooled
+        yield Encoded(batch.indices[batch.readable], pooled)
     if not count:
         raise InputError(
             f"none of the {len(indices):,} images of {dataset.name} can be read; choose a different source"

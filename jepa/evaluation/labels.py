@@ -21,8 +21,9 @@ def labeled(features: Features) -> Features:
     if features.labels is None or int(features.labels.min()) != UNLABELED:
         return features
     known = features.labels != UNLABELED
-    last4 = None if features.last4 is None else features.last4[known]
-    return Features(features.x[known], features.labels[known], features.indices[known], features.source, last4)
+    last4, quadrants = (None if x is None else x[known] for x in (features.last4, features.quadrants))
+    labels, indices = features.labels[known], features.indices[known]
+    return Features(features.x[known], labels, indices, features.source, last4, quadrants)
 
 
 def has_classes(train_labels: Tensor | None, test_labels: Tensor | None) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+from collections.abc import Callable
 from typing import Any
 
 from tqdm import tqdm
@@ -11,7 +12,7 @@ from tqdm import tqdm
 from jepa.backbones import Encoder
 from jepa.data import evenly_spaced
 from jepa.evaluation.correlation_dimension import correlation_dimension
-from jepa.evaluation.features import Features, FeatureStore, Subset, pixel_features
+from jepa.evaluation.features import Features, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, knn
 from jepa.evaluation.label_free import label_free_scores
 from jepa.evaluation.labels import UNLABELED, has_classes, labeled, standard_error
@@ -25,22 +26,19 @@ MAX_DIMENSION_POINTS = 10_000  # maximum number of images for the correlation di
 
 
 def score_encoders(
-    encoders: dict[str, Encoder], train: Subset, test: Subset, store: FeatureStore, workers: int = 0
+    encoders: dict[str, Encoder], train: Subset, test: Subset, extract: Callable[[str, Encoder, Subset], Features]
 ) -> dict[str, Any]:
     """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
 
     Accuracies are in percent and all scores are rounded; scores that need more images or labels are omitted. An error
     NAME_error stands next to each score: the standard error for the number of test images, or, with a fraction of the
-    labels, the standard deviation over draws of the labeled images. Features are kept in `store`; `workers` is the
-    number of processes that decode images.
+    labels, the standard deviation over draws of the labeled images. `extract` returns the
+    features of a subset that an encoder, given with its name, computes.
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
         say_stage(f"scores of the {name} encoder")
-        train_features, test_features = (
-            store.extract(name, encoder, *subset, label=f"{name}: features of {subset[0].name}", workers=workers)
-            for subset in (train, test)
-        )
+        train_features, test_features = (extract(name, encoder, subset) for subset in (train, test))
         measures = label_free_scores(encoder, test_features.x, test)
         results[name] = score(name, train_features, test_features)
         results[name] |= {key: round(value, 5) for key, value in measures.items()}

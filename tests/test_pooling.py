@@ -1,0 +1,81 @@
+"""Features pooled in quadrants, and features of equal width."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from jepa.backbones import Tokens
+from jepa.evaluation import features as features_module
+from jepa.evaluation.features import Features, FeatureStore, Subset, extract
+from jepa.evaluation.pca import first_axes, principal_axes
+from jepa.evaluation.pooling import QuadrantPooling, equal_width, pool_quadrants
+from jepa.evaluation_run import EvaluationRun
+from jepa.train import train
+from tests.test_pictures import randn
+
+
+def test_quadrants_are_the_averages_of_their_tokens():
+    tokens = randn(3, 24, 5)
+    grid = tokens.view(3, 4, 6, 5)
+    halves = [(rows, columns) for rows in (slice(2), slice(2, 4)) for columns in (slice(3), slice(3, 6))]
+    expected = [grid[:, rows, columns].mean((1, 2)) for rows, columns in halves]
+    found = pool_quadrants(Tokens(tokens, (4, 6))).view(3, 5, 4)
+    assert torch.allclose(found, torch.stack(expected, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(("grid", "width"), [((1, 1), 5), ((1, 7), 10), ((3, 3), 20)])
+def test_small_and_odd_grids(grid, width):
+    tokens = randn(2, grid[0] * grid[1], 5)
+    assert pool_quadrants(Tokens(tokens, grid)).shape == (2, width)
+
+
+@pytest.mark.parametrize("width", [60, 1500])
+def test_the_first_axes_are_the_principal_ones(width):
+    x = randn(300, 8, seed=1) * torch.arange(9, 1, -1) @ randn(8, width) + 3
+    axes = first_axes(x, 5)
+    assert axes.shape == (width, 5)
+    exact = principal_axes(x)[1][:, :5].float()
+    assert torch.allclose((axes.T @ exact).abs(), torch.eye(5), atol=1e-3)
+    assert first_axes(x, 20).shape == (width, 8)  # without those on which the features do not vary
+
+
+def test_equal_width_keeps_the_variance_that_fits():
+    x = randn(500, 200) * torch.where(torch.arange(200) < 100, 1.0, 1e-3)
+    x = x @ torch.linalg.qr(randn(200, 200, seed=1))[0]
+    part = Features(x, None, torch.arange(500), "x")
+    narrow, same = equal_width(part, part)
+    assert narrow.x.shape == (500, 128)
+    assert torch.equal(narrow.x, same.x)
+    assert torch.allclose(torch.pdist(narrow.x[:50]), torch.pdist(x[:50]), atol=1e-2)
+    assert equal_width(dataclasses.replace(part, x=x[:, :128]), part) is None
+
+
+@pytest.mark.parametrize("max_width", [512, 24])
+def test_quadrants_are_stored_with_the_features(tiny, tmp_path, monkeypatch, max_width):
+    monkeypatch.setattr("jepa.evaluation.pooling.MAX_WIDTH", max_width)
+    opened = EvaluationRun.open(train(tiny, tmp_path / "run").path)
+    encoder = opened.encoders["trained"]
+    first = opened.extract("trained", encoder, opened.test)
+    assert first.quadrants.shape == (40, min(4 * 32, max_width))
+    pooling = QuadrantPooling(encoder, opened.train)
+    again = extract(encoder, *opened.test, quadrants=pooling)
+    for name in ("x", "last4", "quadrants"):
+        one, other = getattr(first, name), getattr(again, name)
+        assert (one is None and other is None) or torch.allclose(one, other, atol=1e-5)
+    if max_width == 512:
+        assert torch.allclose(first.quadrants.view(40, 32, 4).mean(-1), first.x, atol=1e-5)
+    monkeypatch.setattr(features_module, "encode", None)  # fails if it is called
+    opened.extract("trained", encoder, opened.test)
+
+
+def test_features_with_and_without_quadrants_are_not_mixed_up(tiny, tmp_path):
+    opened = EvaluationRun.open(train(tiny, tmp_path / "run").path)
+    encoder, store = opened.encoders["trained"], FeatureStore(tmp_path / "features", "")
+    pooling = QuadrantPooling(encoder, opened.train)
+    with_quadrants = store.extract("a", encoder, *opened.test, quadrants=pooling)
+    without = store.extract("a", encoder, *opened.test)
+    assert without.quadrants is None
+    assert torch.equal(with_quadrants.x, without.x)
+    other = QuadrantPooling(encoder, Subset(opened.train.dataset, opened.train.indices[:20]))
+    assert other.key != pooling.key
