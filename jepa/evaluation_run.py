@@ -20,9 +20,11 @@ from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
+from jepa.evaluation.class_predictions import ClassPredictions, predict_classes
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
+from jepa.evaluation.near_duplicates import NearDuplicates, find_near_duplicates
 from jepa.evaluation.patch_predictions import PatchPredictions, predict_patches
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
 from jepa.evaluation.view_predictions import ViewPredictions, predict_views
@@ -143,6 +145,19 @@ class EvaluationRun:
     def energy_trace(self) -> dict[str, Any] | None:
         """Energies of an Energy Transformer on the test images; None for other backbones."""
         return energy_trace(self.encoders["trained"], *self.test)
+
+    @cached_property
+    def near_duplicates(self) -> NearDuplicates:
+        """Test images that have an almost identical training image."""
+        return find_near_duplicates(self.train, self.test)
+
+    def class_predictions(self, name: str) -> ClassPredictions:
+        """Return the classes that kNN and a linear probe predict for test images, by features of one of `encoders`.
+
+        Classifiers are fitted unless an evaluation has stored their predictions. Requires `has_classes`.
+        """
+        train, test = (self.extract(name, self.encoders[name], subset) for subset in (self.train, self.test))
+        return predict_classes(self.store.folder, name, train, test)
 
     def features(self, name: str) -> Features:
         """Return the features of the test images, computed by one of `encoders`."""
