@@ -49,6 +49,15 @@ summary { cursor: pointer }
   table { font-size: 0.8rem } td:first-child { white-space: normal; min-width: 6.5rem } .panels .small { flex-grow: 0 }
   .facts { display: block } .facts dd { margin-bottom: 0.4rem }
 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { color: #ddd; background: #181a1c; color-scheme: dark }
+  figcaption, .missing, .notes { color: #aaa } .notes b { color: #ccc }
+  .facts dt, .settings b, .error, .wide:has(table)::before { color: #999 }
+  .verdict { border-color: #56b4e9 } .warning { border-color: #e8894a; background: #38261b }
+  th, td { border-color: #3a3d40 } th:first-child, td:first-child { background: #181a1c } pre { background: #24272a }
+  .panels, figure > img { box-sizing: border-box; background: #fff; padding: 0.6rem; border-radius: 0.5rem }
+  .panels, figure > img { filter: brightness(0.92) }
+}
 @media print {
   :root { font-size: 11pt } body { max-width: none; margin: 0 }
   figure, table, h2, .verdict { break-inside: avoid } h2 { break-after: avoid }
