@@ -73,7 +73,7 @@ def neighbors(run: EvaluationRun) -> Figure:
 
 def draw_near_duplicates(part: SubFigure, run: EvaluationRun, pairs: Tensor) -> None:
     """Draw pairs (P, 2) of a test image and its almost identical training image, side by side."""
-    part.suptitle(f"{run.near_duplicates}, for example:", x=0.01, ha="left", fontsize=9)
+    part.suptitle(str(run.near_duplicates), x=0.01, ha="left", fontsize=9)
     grid = part.subplots(1, 3 * NUM_PAIRS - 1, width_ratios=([1, 1, 0.3] * NUM_PAIRS)[:-1])
     for axes in grid:
         axes.set_axis_off()
