@@ -85,7 +85,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["energy"] = run.energy_trace
     if run.saccade_retrieval:
         result["saccades"] = run.saccade_retrieval
-    if run.has_classes:
+    if "linear" in scores["trained"]:
         predicted = {name: run.class_predictions(name) for name in run.encoders}
         result["class_accuracy"] = class_table(predicted, run.test.dataset.classes)
     result["near_duplicates"] = run.near_duplicates.to_json(run.train, run.test)
