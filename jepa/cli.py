@@ -131,8 +131,8 @@ def plot(arguments: list[str]) -> int:
 
         Args:
             run: The run folder.
-            figure: overview, features, similarity, predictions, errors, neighbors, curves, umap, attention, dimension,
-                spectrum, checkpoints, masks or saccades; all by default.
+            figure: overview, features, similarity, predictions, errors, neighbors, classes, curves, umap, attention,
+                dimension, spectrum, checkpoints, masks or saccades; all by default.
             out: File to write the figure to instead: .png, .pdf or .svg.
             patch: Row and column, from 0, of the patch whose attention or similarity is drawn; the central one by
                 default.

@@ -13,6 +13,7 @@ from jepa.backbones import Encoder
 from jepa.config import Config, InputError, SupervisedConfig
 from jepa.distributed import keep_freed_memory
 from jepa.evaluation.checkpoint_scores import choices
+from jepa.evaluation.class_predictions import class_table
 from jepa.evaluation.features import Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
 from jepa.evaluation.movement_regression import MIN_IMAGES as REGRESSION_IMAGES
@@ -62,7 +63,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
     keep_freed_memory()
-    scores = score_encoders(run.encoders, run.train, run.test, run.extract)
+    scores = score_encoders(run.encoders, run.train, run.test, run.extract, run.store.folder)
     if full:
         scores |= baselines(run)
         run.add_convolutional_decoder()
@@ -95,21 +96,15 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         say_stage("eye movements")
     if run.saccade_scores:
         result["saccades"] = run.saccade_scores
+    if "linear" in scores["trained"]:
+        predicted = {name: run.class_predictions(name) for name in run.encoders}
+        result["class_accuracy"] = class_table(predicted, run.test.dataset.classes)
+    result["near_duplicates"] = run.near_duplicates.to_json(run.train, run.test)
     if omitted := _omitted(run, scores, full):
         result["left_out"] = omitted
     datasets = {id(dataset): dataset for dataset in (run.train.dataset, run.test.dataset)}.values()
-    notes = dict.fromkeys(note for dataset in datasets for note in dataset.notes)
-    images = run.metadata.get("images", run.train.dataset.signature)
-    is_same = run.data.source == run.config.data.source and os.path.exists(run.data.source)  # noqa: PTH110  (any text)
-    if is_same and images != run.train.dataset.signature:  # files of a name, such as sample, may be copies of others
-        text = f"the files of {run.data.source} are not those that the run was trained on: names, sizes or times differ"
-        notes[text] = None
-    if run.checkpoint == "best":
-        notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
-    if run.folder.metrics_changed(run.metadata):
-        notes["metrics.jsonl has changed since the checkpoint was saved, so the training curves may be wrong"] = None
-    if notes:
-        result["notes"] = list(notes)
+    if notes := notes_of(run):
+        result["notes"] = notes
     unreadable = [
         f"{dataset.files.name(index)}: {reason}"
         for dataset in datasets
@@ -124,6 +119,23 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
 def warning_of(run: EvaluationRun, scores: dict[str, Any]) -> str | None:
     """Return a warning if the features have collapsed, or if training has ended with a warning."""
     return collapse_warning(scores["trained"], scores["untrained"], run.objective) or run.folder.warning()
+
+
+def notes_of(run: EvaluationRun) -> list[str]:
+    """Return what may be wrong with the images, the checkpoint or the curves, in one sentence each."""
+    notes = dict.fromkeys(note for dataset in (run.train.dataset, run.test.dataset) for note in dataset.notes)
+    images = run.metadata.get("images", run.train.dataset.signature)
+    is_same = run.data.source == run.config.data.source and os.path.exists(run.data.source)  # noqa: PTH110  (any text)
+    if is_same and images != run.train.dataset.signature:  # files of a name, such as sample, may be copies of others
+        text = f"the files of {run.data.source} are not those that the run was trained on: names, sizes or times differ"
+        notes[text] = None
+    if run.checkpoint == "best":
+        notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
+    if run.folder.metrics_changed(run.metadata):
+        notes["metrics.jsonl has changed since the checkpoint was saved, so the training curves may be wrong"] = None
+    if len(run.near_duplicates.pairs):
+        notes[f"{run.near_duplicates}, so their classes may be known rather than recognized"] = None
+    return list(notes)
 
 
 def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
@@ -189,8 +201,8 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
     dictionary = PatchDictionary(*fitted)
     scores["patches"] = score("k-means of patches", dictionary.features(*fitted), dictionary.features(*run.test))
     encoder = train_supervised(run)
-    features = [run.extract("supervised", encoder, subset) for subset in (run.train, run.test)]
-    return scores | {"supervised": score("supervised", *features)}
+    train_features, test_features = (run.extract("supervised", encoder, subset) for subset in (run.train, run.test))
+    return scores | {"supervised": score("supervised", train_features, test_features)}
 
 
 def train_supervised(run: EvaluationRun) -> Encoder:

@@ -23,10 +23,12 @@ from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.averaged_fixations import averaged_fixations
 from jepa.evaluation.checkpoint_scores import score_checkpoints
+from jepa.evaluation.class_predictions import ClassPredictions, predict_classes
 from jepa.evaluation.energy import energy_trace
 from jepa.evaluation.features import Features, FeatureStore, Subset, read_evenly
 from jepa.evaluation.labels import has_classes
 from jepa.evaluation.movement_regression import movement_r2
+from jepa.evaluation.near_duplicates import NearDuplicates, find_near_duplicates
 from jepa.evaluation.patch_predictions import PatchPredictions, add_convolutional_decoder, predict_patches
 from jepa.evaluation.pixel_predictions import PixelPredictions, predict_pixels
 from jepa.evaluation.pooling import QuadrantPooling
@@ -216,6 +218,19 @@ class EvaluationRun:
         if self.patch_predictions:
             assert isinstance(self.objective, IJepa)
             self.patch_predictions = add_convolutional_decoder(self.patch_predictions, self.objective, self.train)
+
+    @cached_property
+    def near_duplicates(self) -> NearDuplicates:
+        """Test images that have an almost identical training image."""
+        return find_near_duplicates(self.train, self.test)
+
+    def class_predictions(self, name: str) -> ClassPredictions:
+        """Return the classes that kNN and a linear probe predict for test images, by features of one of `encoders`.
+
+        Classifiers are fitted unless an evaluation has stored their predictions. Requires `has_classes`.
+        """
+        train, test = (self.extract(name, self.encoders[name], subset) for subset in (self.train, self.test))
+        return predict_classes(self.store.folder, name, train, test)
 
     def features(self, name: str) -> Features:
         """Return the features of the test images, computed by one of `encoders`."""

@@ -35,7 +35,7 @@ KINDS = {
     "energy": {"backbone": EnergyConfig(size="32x3x2", patch=4)},
     "saccade": {"objective": SACCADE, "backbone": ConvNetConfig("test_convnext", small_stem=True)},
 }
-PATCHES, PREDICTIONS = ("overview", "features", "similarity", "neighbors"), ("predictions", "errors")
+PATCHES, PREDICTIONS = ("overview", "features", "similarity", "neighbors", "classes"), ("predictions", "errors")
 EXPECTED = {
     "vit": {*PATCHES, *PREDICTIONS, "masks", "curves", "attention", "dimension", "umap", "spectrum"},
     "energy": {*PATCHES, *PREDICTIONS, "masks", "curves", "attention", "dimension", "umap", "spectrum"},

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from jepa.config import InputError
 from jepa.evaluation.features import Features
-from jepa.evaluation.labels import check_labels, num_classes
+from jepa.evaluation.labels import check_labels, num_classes, percent_correct
 
-__all__ = ["HEADLINE_K", "NEIGHBORS", "knn", "nearest"]
+__all__ = ["HEADLINE_K", "NEIGHBORS", "knn", "nearest", "predict_knn"]
 
 NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # numbers of neighbors in the report
 HEADLINE_K = 20  # number of neighbors for the headline accuracy, as in DINO
@@ -30,11 +30,20 @@ def nearest(bank: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
 
 
-@torch.no_grad()
 def knn(
     train: Features, test: Features, neighbors: Sequence[int] = (HEADLINE_K,), temperature: float = 0.07
 ) -> dict[int, float]:
-    """Return the accuracy, in percent, of a weighted kNN classifier for each number of neighbors.
+    """Return the accuracy, in percent, of a kNN classifier for each number of neighbors; see `predict_knn`."""
+    predicted = predict_knn(train, test, neighbors, temperature)
+    _, test_labels = check_labels(train, test)
+    return {k: percent_correct(classes, test_labels) for k, classes in predicted.items()}
+
+
+@torch.no_grad()
+def predict_knn(
+    train: Features, test: Features, neighbors: Sequence[int] = (HEADLINE_K,), temperature: float = 0.07
+) -> dict[int, Tensor]:
+    """Return the classes (N,) that a weighted kNN classifier predicts for test images, for each number of neighbors.
 
     Features are centered on the mean of `train` and L2-normalized. The k nearest neighbors by cosine similarity vote
     with weight exp(similarity / temperature) (Wu et al. 2018, arXiv 1805.01978). All values of k are evaluated in a
@@ -47,14 +56,15 @@ def knn(
     if max(neighbors) > len(train.x):
         raise InputError(f"k = {max(neighbors)} exceeds the number of training images ({len(train.x)})")
     classes = num_classes(train_labels, test_labels)
-    correct = dict.fromkeys(sorted(neighbors), 0)
-    found = zip(*(x.split(BATCH_SIZE) for x in nearest(train.x, test.x, max(neighbors))), strict=True)
-    for (similarity, positions), labels in zip(found, test_labels.split(BATCH_SIZE), strict=True):
+    predicted: dict[int, list[Tensor]] = {k: [] for k in sorted(neighbors)}
+    for similarity, positions in zip(
+        *(x.split(BATCH_SIZE) for x in nearest(train.x, test.x, max(neighbors))), strict=True
+    ):
         weights, neighbor_labels = (similarity / temperature).exp(), train_labels[positions]
-        votes = torch.zeros(len(labels), classes)
+        votes = torch.zeros(len(positions), classes)
         counted = 0
-        for k in correct:
+        for k, chosen in predicted.items():
             votes.scatter_add_(1, neighbor_labels[:, counted:k], weights[:, counted:k])
-            correct[k] += int((votes.argmax(-1) == labels).sum())
+            chosen.append(votes.argmax(-1))
             counted = k
-    return {k: 100 * correct[k] / len(test.x) for k in neighbors}
+    return {k: torch.cat(predicted[k]) for k in neighbors}

@@ -11,7 +11,7 @@ from jepa.config import InputError
 from jepa.evaluation.collapse import check_features
 from jepa.evaluation.features import Features
 
-__all__ = ["UNLABELED", "check_labels", "has_classes", "labeled", "num_classes", "standard_error"]
+__all__ = ["UNLABELED", "check_labels", "has_classes", "labeled", "num_classes", "percent_correct", "standard_error"]
 
 UNLABELED = -1  # label of an image without one, in a dataset in which others have labels
 
@@ -31,6 +31,11 @@ def has_classes(train_labels: Tensor | None, test_labels: Tensor | None) -> bool
     if train_labels is None or test_labels is None:
         return False
     return len(train_labels[train_labels != UNLABELED].unique()) > 1 and int((test_labels != UNLABELED).sum()) > 1
+
+
+def percent_correct(predicted: Tensor, labels: Tensor) -> float:
+    """Return the percentage of predicted classes (N,) that are the labels (N,)."""
+    return 100 * int((predicted == labels).sum()) / len(labels)
 
 
 def standard_error(accuracy: float, count: int) -> float:

@@ -7,11 +7,11 @@ from torch import Tensor
 
 from jepa.config import InputError
 from jepa.evaluation.features import Features
-from jepa.evaluation.labels import check_labels, num_classes
-from jepa.evaluation.logistic_regression import accuracy
+from jepa.evaluation.labels import check_labels, num_classes, percent_correct
+from jepa.evaluation.logistic_regression import accuracy, predict
 from jepa.evaluation.penalty_selection import fit_draws, fit_in_chunks, fit_in_memory
 
-__all__ = ["few_labels", "linear_probe"]
+__all__ = ["few_labels", "linear_probe", "predict_linear"]
 
 MAX_LBFGS_BYTES = 2e9  # maximum size of features that are copied to memory to fit them
 MIN_SUBSET = 50_000  # minimum number of larger features on which the penalty is selected
@@ -19,7 +19,13 @@ FEW_LABEL_DRAWS = 5  # number of random subsets of labeled images
 
 
 def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[float, float]:
-    """Return the accuracy of a linear probe, in percent, and the selected penalty.
+    """Return the accuracy of a linear probe, in percent, and the selected penalty; see `predict_linear`."""
+    predicted, penalty = predict_linear(train, test, last4)
+    return percent_correct(predicted, check_labels(train, test)[1]), penalty
+
+
+def predict_linear(train: Features, test: Features, last4: bool = False) -> tuple[Tensor, float]:
+    """Return the classes (N,) that a linear probe predicts for test images, and the selected penalty.
 
     The probe is a logistic regression on the last layer, or on the last four layers with `last4`. Features are
     standardized on `train`. It is fitted by L-BFGS, with an L2 penalty selected on held-out images of `train`. If the
@@ -39,7 +45,7 @@ def linear_probe(train: Features, test: Features, last4: bool = False) -> tuple[
         weights, penalty = fit_in_memory(train_x, train_labels, classes)
     else:
         weights, penalty = fit_in_chunks(train_x, train_labels, classes, subset_size)
-    return accuracy(test_x, test_labels, weights), penalty
+    return predict(test_x, weights), penalty
 
 
 def few_labels(train: Features, test: Features, fraction: float) -> list[float]:

@@ -20,6 +20,7 @@ __all__ = [
     "fit_folds",
     "fit_logistic",
     "is_correct",
+    "predict",
     "principal_axes",
     "second_moments",
 ]
@@ -37,7 +38,12 @@ def accuracy(x: Tensor, labels: Tensor, weights: Tensor) -> float:
 
 def is_correct(x: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Return whether the largest logit of each feature (N, D) is that of its label."""
-    return torch.cat([logits(chunk, weights).argmax(-1) for chunk in x.split(CHUNK_SIZE)]) == labels
+    return predict(x, weights) == labels
+
+
+def predict(x: Tensor, weights: Tensor) -> Tensor:
+    """Return the class (N,) of the largest logit of each feature (N, D)."""
+    return torch.cat([logits(chunk, weights).argmax(-1) for chunk in x.split(CHUNK_SIZE)])
 
 
 def logits(x: Tensor, weights: Tensor) -> Tensor:

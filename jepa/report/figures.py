@@ -14,6 +14,7 @@ from jepa.config import InputError, require, suggest
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_attention import attention
 from jepa.report.plot_checkpoints import checkpoints
+from jepa.report.plot_classes import classes
 from jepa.report.plot_curves import curves
 from jepa.report.plot_features import dimension, spectrum, umap
 from jepa.report.plot_masks import masks
@@ -34,6 +35,7 @@ CHECKPOINT_FIGURES: dict[str, Callable[[EvaluationRun], Figure]] = {  # of a che
     "predictions": predictions,
     "errors": errors,
     "neighbors": neighbors,
+    "classes": classes,
     "masks": masks,
     "attention": attention,
     "similarity": similarity,

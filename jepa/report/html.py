@@ -83,6 +83,12 @@ SECTIONS = {
         "or, without labels, the most isolated ones first; and their nearest training images by the features of the "
         "model and by pixels. Blue frames: the same class; red frames: another one. This is not a random sample.",
     ),
+    "classes": (
+        "Classes",
+        "Above, the accuracy of each class, by decreasing accuracy of the linear probe on trained features; lines are "
+        "standard errors for the number of test images of the class. Below, the classes that this probe predicts for "
+        "the images of each class: the matrix of all classes, or, of more than 50 classes, the most frequent errors.",
+    ),
     "curves": (
         "Training curves",
         "The losses and the online evaluation during training. A falling loss does not imply that the model learns: "
@@ -169,6 +175,8 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
             figure = draw(name, run)
             if name == "umap":
                 caption = projection_caption(figure)
+            elif name == "neighbors":
+                caption += f" {run.near_duplicates}."
             elif name == "predictions":
                 caption = predictions_caption(run)
             body = html_figure(figure, title, caption, whole=name in IMAGE_GRIDS)

@@ -49,6 +49,15 @@ summary { cursor: pointer }
   table { font-size: 0.8rem } td:first-child { white-space: normal; min-width: 6.5rem } .panels .small { flex-grow: 0 }
   .facts { display: block } .facts dd { margin-bottom: 0.4rem }
 }
+@media screen and (prefers-color-scheme: dark) {
+  :root { color: #ddd; background: #181a1c; color-scheme: dark }
+  figcaption, .missing, .notes { color: #aaa } .notes b { color: #ccc }
+  .facts dt, .settings b, .error, .wide:has(table)::before { color: #999 }
+  .verdict { border-color: #56b4e9 } .warning { border-color: #e8894a; background: #38261b }
+  th, td { border-color: #3a3d40 } th:first-child, td:first-child { background: #181a1c } pre { background: #24272a }
+  .card, figure > img { box-sizing: border-box; background: #fff; padding: 0.6rem; border-radius: 0.5rem }
+  .card, figure > img { filter: brightness(0.92) }
+}
 @media print {
   :root { font-size: 11pt } body { max-width: none; margin: 0 }
   figure, table, h2, .verdict { break-inside: avoid } h2 { break-after: avoid }
@@ -98,7 +107,7 @@ def html_figure(figure: Figure, title: str, caption: str, whole: bool = False) -
         widths = [PAGE_WIDTH * panel.width / (WIDTH * figure.dpi) for panel in panels]
         images = "".join(html_panel(panel, width, title) for panel, width in zip(panels, widths, strict=True))
         rows.append(f'<div class="panels" style="--width:{sum(widths):.2f}">{images}</div>')
-    return f"<figure>{''.join(rows)}<figcaption>{escape(caption)}</figcaption></figure>\n"
+    return f"<figure><div class='card'>{''.join(rows)}</div><figcaption>{escape(caption)}</figcaption></figure>\n"
 
 
 def html_panel(panel: Image.Image, width: float, title: str) -> str:

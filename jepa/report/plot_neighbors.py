@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure, SubFigure
 from torch import Tensor
 
 from jepa.data import evenly_spaced
@@ -19,7 +19,7 @@ from jepa.report.style import BLUE, GRAY, RED, literal, new_figure, show_image
 
 __all__ = ["neighbors"]
 
-NUM_QUERIES, NUM_NEIGHBORS = 5, 8
+NUM_QUERIES, NUM_NEIGHBORS, NUM_PAIRS = 5, 8, 4
 MAX_QUERIES, MAX_BANK = 2000, 10_000  # number of test images among which queries are chosen, and of training images
 MAX_NAME = 12  # characters of a class name
 
@@ -37,6 +37,7 @@ def neighbors(run: EvaluationRun) -> Figure:
 
     With labels, images come first whose class is not the most frequent one among their 20 nearest neighbors; without,
     those whose nearest neighbor is farthest. Frames are blue around images of the same class and red around others.
+    Near-duplicates across the splits are drawn below, if there are any.
     """
     train, test = run.extract("trained", run.encoders["trained"], run.train), run.features("trained")
     bank, queries = part(train, MAX_BANK), part(test, MAX_QUERIES)
@@ -50,8 +51,13 @@ def neighbors(run: EvaluationRun) -> Figure:
         pixel_features(run.test.dataset, queries.indices[chosen]),
     )
     rows = {"features": Neighbors(*(x[chosen] for x in found)), "pixels": find(*pixels, NUM_NEIGHBORS)}
-    figure = new_figure(2 * len(chosen) * 0.86 + 0.3)
-    grid = figure.subplots(2 * len(chosen), NUM_NEIGHBORS + 1, squeeze=False)
+    height, pairs = 2 * len(chosen) * 0.86 + 0.3, run.near_duplicates.pairs[:NUM_PAIRS]
+    heights = (height, 1.2)[: 1 + bool(len(pairs))]
+    figure = new_figure(sum(heights))
+    parts = figure.subfigures(len(heights), 1, height_ratios=heights, squeeze=False)[:, 0]
+    if len(pairs):
+        draw_near_duplicates(parts[1], run, pairs)
+    grid = parts[0].subplots(2 * len(chosen), NUM_NEIGHBORS + 1, squeeze=False)
     names = [literal(name) for name in shorten_names(run.test.dataset.classes, MAX_NAME)]
     for number, query in enumerate(chosen.tolist()):
         label = int(labels[query])
@@ -63,6 +69,19 @@ def neighbors(run: EvaluationRun) -> Figure:
             label_row(axes_row[0], space)
             show_neighbors(axes_row, run.train, Neighbors(*(x[number] for x in nearby)), label)
     return figure
+
+
+def draw_near_duplicates(part: SubFigure, run: EvaluationRun, pairs: Tensor) -> None:
+    """Draw pairs (P, 2) of a test image and its almost identical training image, side by side."""
+    part.suptitle(str(run.near_duplicates), x=0.01, ha="left", fontsize=9)
+    grid = part.subplots(1, 3 * NUM_PAIRS - 1, width_ratios=([1, 1, 0.3] * NUM_PAIRS)[:-1])
+    for axes in grid:
+        axes.set_axis_off()
+    for number, (query, copy) in enumerate(pairs):
+        show_image(grid[3 * number], run.test.dataset.read(query[None]).pixels[0])
+        show_image(grid[3 * number + 1], run.train.dataset.read(copy[None]).pixels[0])
+        grid[3 * number].set_title("test", fontsize=8)
+        grid[3 * number + 1].set_title("train", fontsize=8)
 
 
 def part(features: Features, count: int) -> Features:

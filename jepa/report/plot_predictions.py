@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import zip_longest
+
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
@@ -15,11 +17,11 @@ from jepa.evaluation.pixel_predictions import PixelPredictions
 from jepa.evaluation.view_predictions import ViewPredictions
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_saccades import describe_saccade
-from jepa.report.style import ENCODER_COLORS, new_figure, show_image
+from jepa.report.style import ENCODER_COLORS, WIDTH, new_figure, show_image
 
 __all__ = ["errors", "predictions"]
 
-NUM_IMAGES, NUM_EXTREMES = 6, 8
+NUM_IMAGES, NUM_EXTREMES, NUM_COLUMNS = 6, 16, 8
 MIN_TOKENS = 30  # of a distance that is drawn
 USUAL_COLUMNS = 6  # more have room for small titles only
 HIDDEN = 0.9  # gray of hidden patches
@@ -124,8 +126,14 @@ def errors(run: EvaluationRun) -> Figure:
     Raises `InputError` if the objective predicts no tokens of patches.
     """
     found = require_predictions(run)
-    figure = new_figure(4.6)
-    top, bottom = figure.subfigures(2, 1, height_ratios=(1.3, 1), squeeze=False)[:, 0]
+    by_image = found.errors.nanmean(1)
+    order = by_image.nan_to_num(0).argsort()
+    count = min(NUM_EXTREMES, len(order) // 2)
+    rows = -(-count // NUM_COLUMNS)
+    grid_height = 0.3 + rows * (0.2 + WIDTH / NUM_COLUMNS * found.images.shape[-2] / found.images.shape[-1])
+    figure = new_figure(2.6 + 2 * grid_height)
+    parts = figure.subfigures(3, 1, height_ratios=(2.6, grid_height, grid_height), squeeze=False)[:, 0]
+    top = parts[0]
     left, right = top.subplots(1, 2)
     by_position = found.errors.nanmean(0).view(found.grid)
     shown = left.imshow(by_position.numpy(), vmin=0)
@@ -138,14 +146,13 @@ def errors(run: EvaluationRun) -> Figure:
     right.plot(levels, means, marker="o", color=ENCODER_COLORS["trained"])
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
     right.set(xlabel="distance to the nearest context patch, in patches", title="error by distance", ylim=(0, None))
-    by_image = found.errors.nanmean(1)
-    order = by_image.nan_to_num(0).argsort()
-    count = min(NUM_EXTREMES, len(order) // 2)
-    axes_grid = bottom.subplots(2, count, squeeze=False)
-    for row, (title, chosen) in enumerate((("easiest", order[:count]), ("hardest", order.flip(0)[:count]))):
-        for axes, image in zip(axes_grid[row], chosen.tolist(), strict=True):
-            show_image(axes, found.images[image])
-            axes.set_title(f"{title} {by_image[image]:.2f}" if axes is axes_grid[row, 0] else f"{by_image[image]:.2f}")
+    for part, title, chosen in ((parts[1], "easiest", order[:count]), (parts[2], "hardest", order.flip(0)[:count])):
+        part.suptitle(f"{title} images, with their errors", x=0.01, ha="left", fontsize=9)
+        for axes, image in zip_longest(part.subplots(rows, NUM_COLUMNS, squeeze=False).flat, chosen.tolist()):
+            axes.set_axis_off()
+            if image is not None:
+                show_image(axes, found.images[image])
+                axes.set_title(f"{by_image[image]:.2f}", fontsize=8)
     return figure
 
 
