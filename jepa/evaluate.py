@@ -12,12 +12,13 @@ from typing import Any
 from jepa.backbones import Encoder
 from jepa.config import Config, InputError, SupervisedConfig
 from jepa.distributed import keep_freed_memory
-from jepa.evaluation.checkpoint_scores import choices
+from jepa.evaluation.checkpoint_scores import accuracies, choices
 from jepa.evaluation.class_predictions import class_table
-from jepa.evaluation.features import Subset, pixel_features
+from jepa.evaluation.features import Features, Subset, pixel_features
 from jepa.evaluation.knn import HEADLINE_K
 from jepa.evaluation.movement_regression import MIN_IMAGES as REGRESSION_IMAGES
 from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
+from jepa.evaluation.pooled_scores import pooled_scores
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor
 from jepa.evaluation.scores import pixel_subset, score, score_encoders
@@ -63,7 +64,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
     keep_freed_memory()
-    scores = score_encoders(run.encoders, run.train, run.test, run.extract, run.store.folder)
+    scores = score_encoders(run.encoders, run.train, run.test, run.extract, run.store.folder, run.store.precision)
     if full:
         scores |= baselines(run)
         run.add_convolutional_decoder()
@@ -199,10 +200,28 @@ def baselines(run: EvaluationRun) -> dict[str, Any]:
     dim = run.encoders["trained"].backbone.dim
     scores = {"pca": score("PCA of pixels", *pca_features(pixel_features(*fitted), pixel_features(*run.test), dim))}
     dictionary = PatchDictionary(*fitted)
-    scores["patches"] = score("k-means of patches", dictionary.features(*fitted), dictionary.features(*run.test))
+    scores["patches"] = patch_scores(dictionary.features(*fitted), dictionary.features(*run.test))
     encoder = train_supervised(run)
     train_features, test_features = (run.extract("supervised", encoder, subset) for subset in (run.train, run.test))
     return scores | {"supervised": score("supervised", train_features, test_features)}
+
+
+def patch_scores(train: Features, test: Features) -> dict[str, Any]:
+    """Return the scores of k-means of patches, whose features (N, 4 · centroids) are averaged over quadrants.
+
+    At equal pooling, they are compared with encoders as what they are, and averaged over the image, `knn_mean` and
+    `linear_mean`.
+    """
+    own = score("k-means of patches", train, test)
+    fitted, scored = (
+        dataclasses.replace(part, x=part.x.unflatten(1, (-1, 4)).mean(-1), quadrants=part.x) for part in (train, test)
+    )
+    mean = accuracies(fitted, scored)
+    names = [name for name in ("knn", "linear") if name in own]
+    known = {f"{name}_2x2": own[name] for name in names} | {f"{name}_2x2_pca": own[f"{name}_pca"] for name in names}
+    views = pooled_scores(fitted, scored, {name: mean[name] for name in names} | known)
+    views |= {f"{name}_mean": mean[name] for name in names}
+    return own | {key: round(value, 2) for key, value in views.items()}
 
 
 def train_supervised(run: EvaluationRun) -> Encoder:

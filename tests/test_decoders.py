@@ -12,8 +12,8 @@ from jepa.evaluation.decoding import RidgeDecoder, r2_score
 from jepa.evaluation.patch_predictions import to_patches
 from jepa.evaluation.pixel_predictions import predict_pixels
 from jepa.evaluation_run import EvaluationRun
+from jepa.report.captions import predictions_caption
 from jepa.report.figures import draw
-from jepa.report.html import predictions_caption
 from jepa.report.text import prediction_text
 from jepa.rng import Rng
 from jepa.runs import fresh_objective

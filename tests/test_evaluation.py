@@ -12,7 +12,7 @@ from jepa.evaluation import linear_probe as linear_probe_module
 from jepa.evaluation import logistic_regression, pca, penalty_selection
 from jepa.evaluation.collapse import feature_std, rankme, spectrum
 from jepa.evaluation.features import Features
-from jepa.evaluation.knn import knn
+from jepa.evaluation.knn import knn, largest
 from jepa.evaluation.labels import standard_error
 from jepa.evaluation.linear_probe import draw_stratified, few_labels, linear_probe
 from jepa.evaluation.logistic_regression import (
@@ -56,6 +56,17 @@ def test_knn_agrees_with_scikit_learn():
         reference = KNeighborsClassifier(k, metric="cosine", weights=lambda distance: np.exp((1 - distance) / 0.07))
         reference.fit(unit[0], train.labels)
         assert math.isclose(percent, 100 * reference.score(unit[1], test.labels), abs_tol=0.15)
+
+
+@pytest.mark.parametrize(("columns", "count"), [(50_000, 20), (12_810, 20), (12_801, 1), (1000, 20), (70, 64)])
+def test_the_largest_values_are_found_in_blocks(columns, count):
+    x = torch.randn(30, columns, generator=torch.Generator().manual_seed(0))
+    x[0, -5:] += 100  # after the last whole block
+    x[1, 64:84] += 100  # all in one block
+    values, positions = largest(x, count)
+    expected = x.topk(count)
+    assert torch.equal(values, expected.values)
+    assert torch.equal(positions, expected.indices)
 
 
 def test_the_probe_agrees_with_scikit_learn_at_the_same_penalty():

@@ -65,7 +65,7 @@ def test_every_figure_is_drawn_or_does_not_apply_and_the_report_has_them_all(kin
             assert all(axes.has_data() or not axes.axison for axes in figure.axes), name
         else:
             with pytest.raises(
-                InputError, match=r"has no (masks|saccades|attention|predictions of patch features) to draw"
+                InputError, match=r"has no (masks|saccades|attention|predictions of patch features|kept checkpoints)"
             ):
                 draw(name, run)
     result = evaluate_run(run)

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from jepa.backbones import Tokens
+from jepa.evaluate import patch_scores
 from jepa.evaluation import features as features_module
 from jepa.evaluation.features import Features, FeatureStore, Subset, extract
 from jepa.evaluation.pca import first_axes, principal_axes
+from jepa.evaluation.pooled_scores import VIEWS, pooled_scores
 from jepa.evaluation.pooling import QuadrantPooling, equal_width, pool_quadrants
+from jepa.evaluation.scores import score
 from jepa.evaluation_run import EvaluationRun
 from jepa.train import train
 from tests.test_pictures import randn
@@ -79,3 +82,47 @@ def test_features_with_and_without_quadrants_are_not_mixed_up(tiny, tmp_path):
     assert torch.equal(with_quadrants.x, without.x)
     other = QuadrantPooling(encoder, Subset(opened.train.dataset, opened.train.indices[:20]))
     assert other.key != pooling.key
+
+
+def where_is_it(count: int, seed: int) -> Features:
+    """Features of images whose class is the side on which something is, which their average does not show."""
+    labels = torch.arange(count) % 2
+    side = torch.stack([1.0 - labels, labels.float()], 1)[:, None]  # (N, 1, columns)
+    quadrants = side * torch.ones(1, 2, 1) + 0.01 * randn(count, 2, 2, seed=seed)
+    content = randn(count, 150, seed=seed + 1)
+    x = torch.cat([quadrants.mean((1, 2))[:, None], content], 1)
+    return Features(x, labels, torch.arange(count), f"split {seed}", quadrants=quadrants.flatten(1))
+
+
+def test_quadrants_show_where_something_is_and_averages_do_not():
+    scores = score("planted", where_is_it(400, 0), where_is_it(300, 10))
+    assert scores["linear_2x2"] == scores["knn_2x2"] == 100
+    assert scores["linear_2x2_pca"] == scores["linear_2x2"]  # 4 numbers keep their width
+    assert max(scores["linear"], scores["knn"], scores["linear_pca"], scores["knn_pca"]) < 65
+    assert all(f"{name}_{view}_error" in scores for view in VIEWS for name in ("knn", "linear"))
+
+
+def test_the_class_on_the_first_axes_survives_equal_width():
+    labels = torch.arange(600) % 3
+    x = 5 * randn(3, 300, seed=3)[labels] + randn(600, 300)
+    parts = (slice(400), slice(400, 600))
+    train_part, test_part = (Features(x[part], labels[part], torch.arange(600)[part], "x") for part in parts)
+    scores = pooled_scores(train_part, test_part, {"knn": 1.0, "linear": 2.0})
+    assert set(scores) == {"knn_pca", "linear_pca", "knn_pca_error", "linear_pca_error"}
+    assert scores["knn_pca"] == scores["linear_pca"] == 100
+
+
+def test_known_scores_are_not_computed_again():
+    part = where_is_it(100, 0)
+    narrow = dataclasses.replace(part, x=part.x[:, :100])
+    known = {"knn": 1.0, "linear": 2.0, "knn_2x2": 3.0, "linear_2x2": 4.0}
+    scores = pooled_scores(narrow, dataclasses.replace(narrow, source="y"), known)
+    assert [scores[f"{name}_{view}"] for view in VIEWS for name in ("knn", "linear")] == [1, 2, 3, 4, 3, 4]
+
+
+def test_k_means_of_patches_is_compared_averaged_and_in_quadrants():
+    parts = [where_is_it(300, seed) for seed in (0, 10)]
+    train_part, test_part = (dataclasses.replace(part, x=part.quadrants, quadrants=None) for part in parts)
+    scores = patch_scores(train_part, test_part)
+    assert scores["linear"] == scores["linear_2x2"] == scores["linear_2x2_pca"] == 100
+    assert scores["linear_mean"] < 65

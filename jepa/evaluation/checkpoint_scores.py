@@ -17,7 +17,7 @@ from jepa.evaluation.label_free import label_free_scores
 from jepa.evaluation.labels import has_classes, labeled, standard_error
 from jepa.evaluation.linear_probe import linear_probe
 
-__all__ = ["MEASURES", "choices", "measure_values", "score_checkpoints"]
+__all__ = ["MEASURES", "accuracies", "choices", "measure_values", "score_checkpoints"]
 
 MAX_TRAIN, MAX_TEST = 5_000, 5_000  # maximum number of images; the checkpoints are scored on the same ones
 MEASURES = ("rankme", "lidar", "alpha_req", "clid")

@@ -16,6 +16,8 @@ __all__ = ["HEADLINE_K", "NEIGHBORS", "knn", "nearest", "predict_knn"]
 
 NEIGHBORS = (1, 2, 5, 10, 20, 50, 100, 200)  # numbers of neighbors in the report
 HEADLINE_K = 20  # number of neighbors for the headline accuracy, as in DINO
+BLOCK_SIZE = 64  # number of columns in a block; see `largest`
+MIN_BLOCKS = 10  # minimum number of blocks for each value; with fewer, it is faster to sort all columns
 BATCH_SIZE = 1000  # number of test features compared with the training features at a time
 
 
@@ -26,8 +28,27 @@ def nearest(bank: Tensor, queries: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """
     mean = bank.mean(0)
     unit = F.normalize(bank - mean, dim=-1)
-    found = [(F.normalize(x - mean, dim=-1) @ unit.T).topk(count, dim=-1) for x in queries.split(BATCH_SIZE)]
-    return torch.cat([top.values for top in found]), torch.cat([top.indices for top in found])
+    found = [largest(F.normalize(x - mean, dim=-1) @ unit.T, count) for x in queries.split(BATCH_SIZE)]
+    values, indices = zip(*found, strict=True)
+    return torch.cat(values), torch.cat(indices)
+
+
+def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Return the largest values (Q, count) of each row of a matrix (Q, N), in decreasing order, and their positions.
+
+    They are in the blocks of columns with the largest maxima, so only these few are sorted. This takes a quarter of the
+    time of `topk` for 20 of 50,000 columns.
+    """
+    num_blocks = x.shape[1] // BLOCK_SIZE
+    if num_blocks < MIN_BLOCKS * count:
+        top = x.topk(count, dim=-1)
+        return top.values, top.indices
+    blocks, rest = x[:, : num_blocks * BLOCK_SIZE].unflatten(1, (-1, BLOCK_SIZE)), x[:, num_blocks * BLOCK_SIZE :]
+    chosen = blocks.amax(-1).topk(count, dim=-1).indices
+    columns = (chosen[..., None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=x.device)).flatten(1)
+    columns = torch.cat([columns, torch.arange(x.shape[1] - rest.shape[1], x.shape[1]).expand(len(x), -1)], 1)
+    top = x.gather(1, columns).topk(count, dim=-1)
+    return top.values, columns.gather(1, top.indices)
 
 
 def knn(

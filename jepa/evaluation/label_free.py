@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch import Tensor
 
@@ -25,15 +27,18 @@ VIEWS = CropConfig(kind="random", scale=(0.3, 1.0))
 BATCH_SIZE = 50
 
 
-def label_free_scores(encoder: Encoder, x: Tensor, subset: Subset) -> dict[str, float]:
+def label_free_scores(
+    encoder: Encoder, x: Tensor, subset: Subset, precision: Literal["fp32", "bf16"] = "fp32"
+) -> dict[str, float]:
     """Return all measures that need no labels, of features (N, D) of the images of `subset` and of views of these.
 
-    α-ReQ and the intrinsic dimension are omitted if features have collapsed so far that they are not defined.
+    `precision` is that of the forward pass of the views. α-ReQ and the intrinsic dimension are omitted if features have
+    collapsed so far that they are not defined.
     """
     scores = {
         "feature_std": float(feature_std(x)),
         "rankme": rankme(x),
-        "lidar": lidar(view_features(encoder, subset)),
+        "lidar": lidar(view_features(encoder, subset, precision)),
         "alpha_req": alpha_req(x),
         "cluster_learnability": cluster_learnability(x),
         "intrinsic_dimension": intrinsic_dimension(x),
@@ -78,13 +83,14 @@ def lidar(x: Tensor) -> float:
 
 
 @torch.no_grad()
-def view_features(encoder: Encoder, subset: Subset) -> Tensor:
+def view_features(encoder: Encoder, subset: Subset, precision: Literal["fp32", "bf16"] = "fp32") -> Tensor:
     """Return the average tokens (n, q, D) of 6 random crops of up to 500 images, on the CPU."""
     result = []
     for i, (batch, _) in enumerate(read_evenly(subset, NUM_IMAGES, BATCH_SIZE)):
         pixels = batch.to(encoder.device)
         rng = Rng(0, i, torch.arange(len(pixels), device=encoder.device))
-        with eval_mode(encoder):
+        autocast = torch.autocast(encoder.device.type, torch.bfloat16, enabled=precision == "bf16")
+        with eval_mode(encoder), autocast:
             views = [crop(pixels, VIEWS, encoder.size, rng, view=view) for view in range(NUM_VIEWS)]
             result.append(torch.stack([encoder.backbone.pool(encoder(view).x) for view in views], 1).float().cpu())
     return torch.cat(result)

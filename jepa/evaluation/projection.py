@@ -17,6 +17,7 @@ from jepa.evaluation.pca import principal_axes
 __all__ = ["Projection", "project"]
 
 MAX_POINTS = 5000  # maximum number of projected images
+NUM_EPOCHS = 200  # the default of umap-learn for many points; for few, it is 500, which looks the same
 NUM_NEIGHBORS = 15  # number of neighbors for UMAP, the default of umap-learn
 
 
@@ -58,5 +59,5 @@ def umap_points(x: Tensor) -> Tensor:
 
         # the neighbor search of umap-learn takes ten times as long
         precomputed = (neighbors.numpy(), (1 - cosines).clamp(min=0).numpy())
-        model = UMAP(n_neighbors=NUM_NEIGHBORS, precomputed_knn=precomputed, random_state=0)
+        model = UMAP(n_neighbors=NUM_NEIGHBORS, n_epochs=NUM_EPOCHS, precomputed_knn=precomputed, random_state=0)
         return torch.as_tensor(model.fit_transform(x.numpy()))

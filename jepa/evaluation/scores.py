@@ -6,7 +6,7 @@ import dataclasses
 import statistics
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from tqdm import tqdm
 
@@ -19,6 +19,7 @@ from jepa.evaluation.knn import HEADLINE_K, NEIGHBORS, predict_knn
 from jepa.evaluation.label_free import label_free_scores
 from jepa.evaluation.labels import UNLABELED, has_classes, labeled, percent_correct, standard_error
 from jepa.evaluation.linear_probe import few_labels, linear_probe, predict_linear
+from jepa.evaluation.pooled_scores import pooled_scores
 from jepa.terminal import say_stage
 
 __all__ = ["MAX_DIMENSION_POINTS", "pixel_subset", "score", "score_encoders"]
@@ -33,6 +34,7 @@ def score_encoders(
     test: Subset,
     extract: Callable[[str, Encoder, Subset], Features],
     folder: Path | None = None,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> dict[str, Any]:
     """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
 
@@ -40,12 +42,13 @@ def score_encoders(
     NAME_error stands next to each score: the standard error for the number of test images, or, with a fraction of the
     labels, the standard deviation over draws of the labeled images. `extract` returns the features of a subset that an
     encoder, given with its name, computes. If `folder` is given, predicted classes are stored there.
+    `precision` is that of other forward passes.
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
         say_stage(f"scores of the {name} encoder")
         train_features, test_features = (extract(name, encoder, subset) for subset in (train, test))
-        measures = label_free_scores(encoder, test_features.x, test)
+        measures = label_free_scores(encoder, test_features.x, test, precision)
         results[name] = score(name, train_features, test_features, folder)
         results[name] |= {key: round(value, 5) for key, value in measures.items()}
     say_stage("scores of raw pixels")
@@ -84,7 +87,7 @@ def _label_scores(name: str, train: Features, test: Features, folder: Path | Non
     """Return the scores that need labels, and their errors."""
     assert test.labels is not None
     scores: dict[str, Any] = {}
-    with tqdm(total=5, unit="score", delay=3, leave=False, disable=None) as bar:
+    with tqdm(total=6, unit="score", delay=3, leave=False, disable=None) as bar:
 
         def begin(stage: str) -> None:
             bar.set_description(f"{name}: {stage}", refresh=False)
@@ -105,6 +108,8 @@ def _label_scores(name: str, train: Features, test: Features, folder: Path | Non
         begin("linear probe on the last four layers")
         if train.last4 is not None:
             scores["linear_last4"], _ = linear_probe(train, test, last4=True)
+        begin("equal width and pooling")
+        scores |= pooled_scores(train, test, {key: scores[key] for key in ("knn", "linear") if key in scores})
         for key in ("knn", "linear", "linear_last4"):
             if key in scores:
                 scores[f"{key}_error"] = standard_error(scores[key], len(test.x))

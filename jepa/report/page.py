@@ -13,7 +13,7 @@ from PIL import Image
 from jepa.report.panels import cut_into_panels, draw_whole
 from jepa.report.style import WIDTH
 
-__all__ = ["html_cell", "html_document", "html_figure", "html_image", "html_list", "html_table"]
+__all__ = ["html_cell", "html_details", "html_document", "html_figure", "html_image", "html_list", "html_table"]
 
 PAGE_WIDTH = 46  # width of the text in rem, which a figure of `WIDTH` inches fills
 MIN_GROWING_WIDTH = 10  # in rem; narrower panels, such as single images, are not enlarged on a narrow screen
@@ -61,7 +61,8 @@ summary { cursor: pointer }
 @media print {
   :root { font-size: 11pt } body { max-width: none; margin: 0 }
   figure, table, h2, .verdict { break-inside: avoid } h2 { break-after: avoid }
-  .wide { overflow: visible } details { display: none }
+  .wide { overflow: visible } details:has(> pre), summary { display: none }
+  details::details-content { content-visibility: visible; height: auto }
   table { font-size: 8pt } th, td { padding: 0.2rem 0.25rem }
 }
 """
@@ -88,6 +89,11 @@ def html_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     head = "".join(f"<th>{escape(title)}</th>" for title in header)
     body = "\n".join(f"<tr><td>{escape(title)}</td>{''.join(cells)}</tr>" for title, *cells in rows)
     return f'<div class="wide"><table>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{body}\n</tbody>\n</table></div>'
+
+
+def html_details(summary: str, body: str) -> str:
+    """Return HTML that folds out below a line of text. It is printed, too, except for a `<pre>`."""
+    return f"<details><summary>{escape(summary)}</summary>\n{body}\n</details>"
 
 
 def html_list(items: dict[str, str], css_class: str, separator: str = " ") -> str:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.cm import ScalarMappable
@@ -47,10 +45,11 @@ def checkpoints(run: EvaluationRun) -> Figure:
         axes.set_axis_off()
     if has_labels:
         colors = ScalarMappable(Normalize(steps.min(), steps.max()), COLORS)
-        where: dict[str, Any] = {"ax": grid[:, -1].tolist(), "location": "right"}
         if len(spare):
-            where = {"ax": spare[0], "location": "top", "fraction": 0.5, "pad": 0}
-        figure.colorbar(colors, label="step", **where)
+            place = spare[0].inset_axes((0.05, 0.6, 0.9, 0.08))
+            figure.colorbar(colors, cax=place, orientation="horizontal", label="step")
+        else:
+            figure.colorbar(colors, ax=grid[:, -1].tolist(), label="step")
     return figure
 
 
