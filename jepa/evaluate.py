@@ -21,7 +21,7 @@ from jepa.evaluation.pixel_baselines import PatchDictionary, pca_features
 from jepa.evaluation.pooled_scores import pooled_scores
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor
-from jepa.evaluation.scores import pixel_subset, score, score_encoders
+from jepa.evaluation.scores import MAX_WIDTH, pixel_subset, score, score_encoders
 from jepa.evaluation_run import TEST_FRACTION, EvaluationRun
 from jepa.logger import collapse_warning
 from jepa.runs import Run, load_encoder
@@ -64,7 +64,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         raise InputError(f"{run.output.path} cannot be written to; pass --out DIR, a folder for the results")
     start = time.perf_counter()
     keep_freed_memory()
-    scores = score_encoders(run.encoders, run.train, run.test, run.extract, run.store.folder, run.store.precision)
+    encoders = run.encoders if full else run.compared_encoders
+    scores = score_encoders(encoders, run.train, run.test, run.extract, run.store.folder, run.store.precision, full)
     if full:
         scores |= baselines(run)
         run.add_convolutional_decoder()
@@ -98,7 +99,7 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     if run.saccade_scores:
         result["saccades"] = run.saccade_scores
     if "linear" in scores["trained"]:
-        predicted = {name: run.class_predictions(name) for name in run.encoders}
+        predicted = {name: run.class_predictions(name) for name in encoders}
         result["class_accuracy"] = class_table(predicted, run.test.dataset.classes)
     result["near_duplicates"] = run.near_duplicates.to_json(run.train, run.test)
     if omitted := _omitted(run, scores, full):
@@ -153,6 +154,11 @@ def _omitted(run: EvaluationRun, scores: dict[str, Any], full: bool) -> str:
     for fraction, key in (("10%", "linear_10pc"), ("1%", "linear_1pc")):
         if "linear" in trained and key not in trained:
             omitted.append(f"the linear probe with {fraction} of the labels: some class would have no image")
+    if not full and run.encoders["trained"].backbone.dim > MAX_WIDTH and "linear" in trained:
+        others = [f"the {name} encoder" for name in run.encoders if name not in run.compared_encoders]
+        parts = " and ".join(["the probe on the last four layers", *others])
+        width = run.encoders["trained"].backbone.dim
+        omitted.append(f"{parts}, because each probe fits {width:,} features (--full adds them)")
     if has_saccade_predictor(run.objective) and not run.saccade_retrieval:
         omitted.append(f"saccade retrieval, which needs at least {RETRIEVAL_IMAGES} test images")
     if run.geometry and not run.movement_r2:

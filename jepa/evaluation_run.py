@@ -32,7 +32,9 @@ from jepa.evaluation.near_duplicates import NearDuplicates, find_near_duplicates
 from jepa.evaluation.patch_predictions import PatchPredictions, add_convolutional_decoder, predict_patches
 from jepa.evaluation.pixel_predictions import PixelPredictions, predict_pixels
 from jepa.evaluation.pooling import QuadrantPooling
+from jepa.evaluation.projection import Projection, Projections
 from jepa.evaluation.saccade_retrieval import saccade_retrieval
+from jepa.evaluation.scores import MAX_WIDTH
 from jepa.evaluation.view_predictions import ViewPredictions, predict_views
 from jepa.objectives import Objective
 from jepa.objectives.ijepa import IJepa
@@ -44,6 +46,7 @@ from jepa.version import __version__
 __all__ = ["TEST_FRACTION", "EvaluationRun"]
 
 USER_CACHE = Path("~/.cache/image-jepa").expanduser()  # for indexes and decoded images, if runs cannot be written to
+PROJECTED = ("trained", "untrained")
 TEST_FRACTION = 0.2  # fraction of training images held out for scoring if a source has no test split
 
 
@@ -120,6 +123,12 @@ class EvaluationRun:
         return list(self.objective.encoders())
 
     @property
+    def compared_encoders(self) -> dict[str, Encoder]:
+        """The encoders of the default evaluation: all, or the trained and untrained one if their features are wide."""
+        is_wide = self.encoders["trained"].backbone.dim > MAX_WIDTH
+        return {name: self.encoders[name] for name in PROJECTED} if is_wide else self.encoders
+
+    @property
     def has_classes(self) -> bool:
         """Whether kNN and linear probes can be computed, which requires labels of at least two classes."""
         return has_classes(self.train.labels, self.test.labels)
@@ -190,6 +199,22 @@ class EvaluationRun:
         return predict_views(self.objective, self.train, self.test)
 
     @cached_property
+    def projections(self) -> dict[str, Projection]:
+        """Test features of the trained and the untrained encoder in two dimensions. Raises `InputError` if UMAP fails.
+
+        See `start_projections`.
+        """
+        return dict(zip(PROJECTED, self._started_projections.results, strict=True))
+
+    def start_projections(self) -> None:
+        """Start UMAP, which takes long, in another process; `projections` waits for it."""
+        self._started_projections  # noqa: B018
+
+    @cached_property
+    def _started_projections(self) -> Projections:
+        return Projections([self.features(name) for name in PROJECTED])
+
+    @cached_property
     def energy_trace(self) -> dict[str, Any] | None:
         """Energies of an Energy Transformer on the test images; None for other backbones."""
         return energy_trace(self.encoders["trained"], *self.test)
@@ -200,7 +225,8 @@ class EvaluationRun:
         steps = self.folder.kept_steps()
         if not steps:
             return None
-        return score_checkpoints(self._checkpoints(steps), self.train, self.test, self.workers)
+        encoders = self._checkpoints(steps)
+        return score_checkpoints(encoders, self.train, self.test, self.workers, self.store.precision)
 
     def _checkpoints(self, steps: list[int]) -> Iterator[tuple[int, Encoder]]:
         """Yield the step and the main encoder of each checkpoint, in order."""

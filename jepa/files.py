@@ -129,9 +129,9 @@ def printable(text: str, keep: str = "") -> str:
     """
     if text.isprintable():
         return text
-    return "".join(
-        character.encode("unicode_escape").decode()
-        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp") and character not in JOINERS + keep
-        else character
-        for character in text
-    )
+    escapes = {
+        ord(character): character.encode("unicode_escape").decode()
+        for character in set(text) - set(JOINERS + keep)
+        if unicodedata.category(character) in ("Cc", "Cf", "Cs", "Zl", "Zp")
+    }
+    return text.translate(escapes)

@@ -297,8 +297,10 @@ def evaluate(step: int, objective: Objective, data: TrainingData, logger: Traini
     """
     check_finite(step, objective, logger)
     if distributed.is_main():
+        encoder = objective.main_encoder
+        precision = distributed.pick_precision(logger.config.precision, encoder.device)
         with logger.paused():
-            scores = evaluate_online(objective.main_encoder, *data)
+            scores = evaluate_online(encoder, *data, precision)
         best = None
         for record in logger.run.metrics():
             best = better(record, best)

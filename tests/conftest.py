@@ -21,6 +21,7 @@ from jepa.config import (
     PlainConvNetConfig,
     ViTConfig,
 )
+from jepa.evaluation import umap_process
 from jepa.runs import Run
 
 
@@ -54,6 +55,25 @@ def toy_images(count: int, size: int = 16, seed: int = 0) -> tuple[list[np.ndarr
 
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when the package is imported
+os.environ["NUMBA_NUM_THREADS"] = "1"  # more would change the number of threads of PyTorch
+
+
+class Ended:
+    """A process that has ended well."""
+
+    def wait(self) -> int:
+        return 0
+
+
+@pytest.fixture(autouse=True)
+def umap_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compile UMAP once for all tests, instead of in a process of its own for each."""
+
+    def start(folder: str, errors) -> Ended:
+        umap_process.main(Path(folder))
+        return Ended()
+
+    monkeypatch.setattr(umap_process, "start", start)
 
 
 @pytest.fixture(autouse=True)

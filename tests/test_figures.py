@@ -20,7 +20,7 @@ from jepa.config import (
 from jepa.data import open_dataset
 from jepa.evaluate import evaluate_run
 from jepa.evaluation.features import Features
-from jepa.evaluation.projection import project
+from jepa.evaluation.projection import Projections
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.figures import FIGURES, draw, draw_metrics
 from jepa.report.html import verdict, write_report
@@ -214,25 +214,34 @@ def test_compare_names_what_is_missing(tiny, tmp_path, capsys):
         assert message in capsys.readouterr().err
 
 
-def test_umap_separates_classes_and_is_deterministic():
+def test_umap_separates_classes_and_is_deterministic(monkeypatch):
     generator = torch.Generator().manual_seed(0)
     labels = torch.arange(120) % 3
     x = torch.randn(120, 8, generator=generator) + 6 * torch.eye(8)[labels]
     features = Features(x, labels, torch.arange(120), "planted")
     threads = torch.get_num_threads()
-    projection = project(features)
+    monkeypatch.undo()  # in a process of its own
+    projection, again = Projections([features, features]).results
     assert torch.get_num_threads() == threads
     assert projection.method == "UMAP"
-    assert torch.equal(projection.points, project(features).points)
+    assert torch.equal(projection.points, again.points)
     centers = torch.stack([projection.points[labels == label].mean(0) for label in range(3)])
     assert bool((torch.cdist(projection.points, centers).argmin(1) == labels).all())
+
+
+def test_a_failure_of_umap_is_one_sentence(monkeypatch):
+    monkeypatch.undo()
+    monkeypatch.setattr("sys.executable", "/bin/false")
+    x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(InputError, match="UMAP ended with exit code 1"):
+        Projections([Features(x, None, torch.arange(30), "planted")]).results  # noqa: B018
 
 
 def test_pca_is_used_for_few_images(monkeypatch):
     monkeypatch.setattr("jepa.evaluation.projection.NUM_NEIGHBORS", 500)
     x = torch.randn(500, 6, generator=torch.Generator().manual_seed(0)) * torch.tensor([1.0, 5, 1, 3, 1, 1])
-    projection = project(Features(x, None, torch.arange(500), "planted"))
+    (projection,) = Projections([Features(x, None, torch.arange(500), "planted")]).results
     assert projection.method == "PCA"
     assert torch.allclose(projection.points.std(0), torch.tensor([5.0, 3.0]), rtol=0.1)
-    one_dimension = project(Features(torch.zeros(30, 1), None, torch.arange(30), "planted"))
+    (one_dimension,) = Projections([Features(torch.zeros(30, 1), None, torch.arange(30), "planted")]).results
     assert one_dimension.points.shape == (30, 2)

@@ -51,6 +51,18 @@ def test_two_textures_have_two_colors():
     assert float(first[~inside].std()) < 0.1
 
 
+def test_positions_do_not_hide_what_is_in_the_images():
+    """Tokens that consist of their position, but for a texture at a random place of each image."""
+    inside = torch.rand(40, 64, generator=torch.Generator().manual_seed(0)) < 0.3
+    texture, positions = randn(16, seed=1), 10 * randn(64, 16, seed=2)
+    tokens = Tokens(positions + inside[..., None] * texture + 0.05 * randn(40, 64, 16, seed=3), (8, 8))
+    first = patch_colors(tokens)[0][..., 0]
+    assert abs(float(first[inside].mean() - first[~inside].mean())) > 0.4
+    image, patch = inside.nonzero()[0].tolist()
+    cosines = patch_similarity(tokens.x, image, patch)
+    assert float(cosines[inside].mean()) > 0.5 > 0 > float(cosines[~inside].mean())
+
+
 def test_colors_do_not_depend_on_the_sign_of_eigenvectors():
     tokens, _ = two_textures()
     order = torch.randperm(16, generator=torch.Generator().manual_seed(3))

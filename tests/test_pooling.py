@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jepa.backbones import Tokens
-from jepa.evaluate import patch_scores
+from jepa.evaluate import evaluate_run, patch_scores
 from jepa.evaluation import features as features_module
 from jepa.evaluation.features import Features, FeatureStore, Subset, extract
 from jepa.evaluation.pca import first_axes, principal_axes
@@ -14,7 +14,9 @@ from jepa.evaluation.pooled_scores import VIEWS, pooled_scores
 from jepa.evaluation.pooling import QuadrantPooling, equal_width, pool_quadrants
 from jepa.evaluation.scores import score
 from jepa.evaluation_run import EvaluationRun
+from jepa.report.text import as_text
 from jepa.train import train
+from tests.conftest import override
 from tests.test_pictures import randn
 
 
@@ -126,3 +128,22 @@ def test_k_means_of_patches_is_compared_averaged_and_in_quadrants():
     scores = patch_scores(train_part, test_part)
     assert scores["linear"] == scores["linear_2x2"] == scores["linear_2x2_pca"] == 100
     assert scores["linear_mean"] < 65
+
+
+def test_wide_features_are_scored_in_full_only_on_request(tiny, tmp_path, monkeypatch):
+    monkeypatch.setattr("jepa.evaluation.scores.MAX_WIDTH", 16)
+    monkeypatch.setattr("jepa.evaluate.MAX_WIDTH", 16)
+    monkeypatch.setattr("jepa.evaluation_run.MAX_WIDTH", 16)
+    monkeypatch.setattr("jepa.evaluate.baselines", lambda run: {})
+    config = override(tiny, backbone__size="32x4x4")
+    opened = EvaluationRun.open(train(config, tmp_path / "run").path)
+    result, full = evaluate_run(opened), evaluate_run(opened, full=True)
+    assert "linear_last4" not in result["trained"]
+    assert "linear_2x2" in result["trained"]
+    assert "context" not in result
+    assert "the last four layers and the context encoder, because each probe fits 32 f" in result["left_out"]
+    assert "context" not in as_text(result, "run").split("±")[0]
+    assert {"linear_last4", "linear_2x2", "linear_10pc"} <= full["context"].keys()
+    assert "last four layers" not in full.get("left_out", "")
+    shared = result["trained"].keys() & full["trained"].keys()
+    assert {key: result["trained"][key] for key in shared} == {key: full["trained"][key] for key in shared}

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from jepa.backbones import Encoder
@@ -24,23 +23,27 @@ MEASURES = ("rankme", "lidar", "alpha_req", "clid")
 
 
 def score_checkpoints(
-    encoders: Iterable[tuple[int, Encoder]], train: Subset, test: Subset, workers: int = 0
+    encoders: Iterable[tuple[int, Encoder]],
+    train: Subset,
+    test: Subset,
+    workers: int = 0,
+    precision: Literal["fp32", "bf16"] = "fp32",
 ) -> list[dict[str, float]]:
     """Return the scores of encoders, each given with its step: measures without labels, kNN and a linear probe.
 
     They are computed on up to 5,000 test images and fitted on up to 5,000 training images, so accuracies are lower than
-    those of the evaluation. Without labels of at least two classes, there are no accuracies.
+    those of the evaluation. Without labels of at least two classes, there are no accuracies. `workers` is the number of
+    processes that decode images, and `precision` is that of the forward pass.
     """
     chosen = [
         Subset(part.dataset, part.indices[evenly_spaced(len(part.indices), limit)])
         for part, limit in ((train, MAX_TRAIN), (test, MAX_TEST))
     ]
     scores = []
+    options: dict[str, Any] = {"last4": False, "workers": workers, "precision": precision}
     for step, encoder in encoders:
-        fitted, scored = (
-            extract(encoder, *part, last4=False, label=f"step {step}: features", workers=workers) for part in chosen
-        )
-        found = {"step": float(step)} | label_free_scores(encoder, scored.x, chosen[1])
+        fitted, scored = (extract(encoder, *part, label=f"step {step}: features", **options) for part in chosen)
+        found = {"step": float(step)} | label_free_scores(encoder, scored.x, chosen[1], precision)
         scores.append(found | accuracies(fitted, scored))
     return scores
 
@@ -81,6 +84,8 @@ def choices(scores: list[dict[str, float]]) -> dict[str, Any]:
     is Spearman's rank correlation with the linear probe over the checkpoints, of minus the distance to 1 for α-ReQ; it
     is omitted if one of the two does not change. `linear` is the best of the probes.
     """
+    from scipy.stats import spearmanr  # takes two seconds to import
+
     result: dict[str, Any] = {}
     linear = [found["linear"] for found in scores] if all("linear" in found for found in scores) else None
     for measure in (*MEASURES, "linear"):

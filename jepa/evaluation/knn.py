@@ -46,7 +46,8 @@ def largest(x: Tensor, count: int) -> tuple[Tensor, Tensor]:
     blocks, rest = x[:, : num_blocks * BLOCK_SIZE].unflatten(1, (-1, BLOCK_SIZE)), x[:, num_blocks * BLOCK_SIZE :]
     chosen = blocks.amax(-1).topk(count, dim=-1).indices
     columns = (chosen[..., None] * BLOCK_SIZE + torch.arange(BLOCK_SIZE, device=x.device)).flatten(1)
-    columns = torch.cat([columns, torch.arange(x.shape[1] - rest.shape[1], x.shape[1]).expand(len(x), -1)], 1)
+    last = torch.arange(x.shape[1] - rest.shape[1], x.shape[1], device=x.device).expand(len(x), -1)
+    columns = torch.cat([columns, last], 1)
     top = x.gather(1, columns).topk(count, dim=-1)
     return top.values, columns.gather(1, top.indices)
 

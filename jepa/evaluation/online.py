@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any, Literal
+
 from torch import Tensor
 
 from jepa.backbones import Encoder
@@ -16,19 +18,27 @@ __all__ = ["evaluate_online"]
 LABELED_IMAGES, UNLABELED_IMAGES = 5000, 1000  # maximum number of training images, with and without labels
 
 
-def evaluate_online(encoder: Encoder, dataset: ImageDataset, indices: Tensor, held_out: Tensor) -> dict[str, float]:
+def evaluate_online(
+    encoder: Encoder,
+    dataset: ImageDataset,
+    indices: Tensor,
+    held_out: Tensor,
+    precision: Literal["fp32", "bf16"] = "fp32",
+) -> dict[str, float]:
     """Return measures without labels of training features (`label_free_scores`), and kNN accuracy on held-out images.
 
     Accuracy (`knn`) and its standard error (`knn_error`) are in percent. They require labels of at least two classes,
-    two labeled held-out images, and as many labeled training images as neighbors.
+    two labeled held-out images, and as many labeled training images as neighbors. `precision` is that of the forward
+    pass.
     """
     limit = LABELED_IMAGES if dataset.labels is not None else UNLABELED_IMAGES
     subset = Subset(dataset, indices[evenly_spaced(len(indices), limit)])
-    train = extract(encoder, *subset, last4=False, label="online evaluation")
-    scores = label_free_scores(encoder, train.x, subset)
+    options: dict[str, Any] = {"last4": False, "label": "online evaluation", "precision": precision}
+    train = extract(encoder, *subset, **options)
+    scores = label_free_scores(encoder, train.x, subset, precision)
     if not has_classes(train.labels, Subset(dataset, held_out).labels):
         return scores
-    test = labeled(extract(encoder, dataset, held_out, last4=False, label="online evaluation"))
+    test = labeled(extract(encoder, dataset, held_out, **options))
     bank = labeled(train)
     if len(test.x) >= 2 and len(bank.x) >= HEADLINE_K:
         scores["knn"] = knn(bank, test, (HEADLINE_K,))[HEADLINE_K]

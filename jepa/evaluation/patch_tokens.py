@@ -14,9 +14,10 @@ from jepa.evaluation.collapse import check_features
 from jepa.evaluation.pca import principal_axes
 from jepa.transforms.crop import resize
 
-__all__ = ["enlarged_tokens", "patch_colors", "patch_similarity", "patch_tokens"]
+__all__ = ["centered", "enlarged_tokens", "patch_colors", "patch_similarity", "patch_tokens"]
 
 BATCH_SIZE = 100
+MIN_IMAGES = 8  # minimum number of images to tell what is at a position from what all images share there
 CONTRAST = 0.02  # fraction of tokens that are darker than black or lighter than white, per color channel
 
 
@@ -48,11 +49,11 @@ def patch_colors(tokens: Tokens, foreground: bool = False) -> tuple[Tensor, Tens
     """Return colors (B, N, 3) in [0, 1] of tokens (B, N, D), and which tokens (B, N) are colored.
 
     Red, green and blue are the first three principal axes of all tokens together (DINOv2, Oquab et al. 2023, arXiv
-    2304.07193, figure 1), so equal colors mean similar tokens, also in different images. With `foreground`, the tokens
-    below the average of the first axis are left out and the axes are those of the others, as in that figure; the side
-    of the axis with most tokens at the border of the images counts as background.
+    2304.07193, figure 1), `centered`, so equal colors mean similar tokens, also in different images. With `foreground`,
+    the tokens below the average of the first axis are left out and the axes are those of the others, as in that figure;
+    the side of the axis with most tokens at the border of the images counts as background.
     """
-    flat, shape = tokens.x.flatten(0, 1), tokens.x.shape[:2]
+    flat, shape = centered(tokens.x).flatten(0, 1), tokens.x.shape[:2]
     shown = torch.ones(len(flat), dtype=torch.bool)
     if foreground:
         first = projected(flat, flat, 1)[:, 0]
@@ -81,7 +82,16 @@ def projected(fitted: Tensor, x: Tensor, count: int) -> Tensor:
 def patch_similarity(tokens: Tensor, image: int, patch: int) -> Tensor:
     """Return the cosine similarity (B, N) of one token to all tokens (B, N, D).
 
-    The mean of all tokens is subtracted first, because what all tokens share says nothing about a patch.
+    They are `centered` first, because what all tokens share says nothing about a patch.
     """
-    unit = F.normalize(tokens - tokens.mean((0, 1)), dim=-1)
+    unit = F.normalize(centered(tokens), dim=-1)
     return unit @ unit[image, patch]
+
+
+def centered(tokens: Tensor) -> Tensor:
+    """Subtract from tokens (B, N, D) their average over images at each position.
+
+    Otherwise, positions are most of what the tokens of a small ViT differ in. Of fewer than 8 images, the average over
+    all positions is subtracted.
+    """
+    return tokens - (tokens.mean(0) if len(tokens) >= MIN_IMAGES else tokens.mean((0, 1)))

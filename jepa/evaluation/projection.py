@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import os
-import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
+from jepa.config import InputError
 from jepa.data import evenly_spaced
 from jepa.evaluation.features import Features
 from jepa.evaluation.pca import principal_axes
+from jepa.evaluation.umap_process import UmapProcess
 
-__all__ = ["Projection", "project"]
+__all__ = ["Projection", "Projections"]
 
 MAX_POINTS = 5000  # maximum number of projected images
-NUM_EPOCHS = 200  # the default of umap-learn for many points; for few, it is 500, which looks the same
 NUM_NEIGHBORS = 15  # number of neighbors for UMAP, the default of umap-learn
 
 
@@ -30,34 +33,41 @@ class Projection:
     method: str  # "UMAP" or "PCA"
 
 
-def project(features: Features) -> Projection:
-    """Project up to 5,000 features, evenly spaced over the split, to two dimensions.
+class Projections:
+    """Projections of up to 5,000 features of each of several encoders, evenly spaced over the split.
 
     UMAP (McInnes et al. 2018, arXiv 1802.03426) is run with a fixed seed on the cosine distance of centered features,
-    as in kNN. PCA is used if there are too few images.
+    as in kNN. PCA is used if there are too few images. UMAP starts at once, in another process.
     """
-    indices = evenly_spaced(len(features.x), MAX_POINTS)
-    x = features.x[indices] - features.x.mean(0)
-    labels = None if features.labels is None else features.labels[indices]
-    if len(indices) <= NUM_NEIGHBORS or not bool(x.any()):
-        axes = principal_axes(x)[1][:, :2].float()
-        return Projection(x @ F.pad(axes, (0, 2 - axes.shape[1])), labels, "PCA")
-    return Projection(umap_points(x), labels, "UMAP")
+
+    def __init__(self, features: Sequence[Features]) -> None:
+        self.chosen = [(part, evenly_spaced(len(part.x), MAX_POINTS)) for part in features]
+        self.x = [part.x[indices] - part.x.mean(0) for part, indices in self.chosen]
+        self.is_umap = [len(x) > NUM_NEIGHBORS and bool(x.any()) for x in self.x]
+        sets = [(x.numpy(), *neighbors(x)) for x, is_umap in zip(self.x, self.is_umap, strict=True) if is_umap]
+        self.process = UmapProcess(sets) if sets else None
+
+    @cached_property
+    def results(self) -> list[Projection]:
+        """The projection of each of the features, when UMAP has ended. Raises `InputError` if it has failed."""
+        try:
+            points = iter(self.process.result() if self.process else ())
+        except OSError as error:
+            raise InputError(str(error)) from error
+        projections = []
+        for (part, indices), x, is_umap in zip(self.chosen, self.x, self.is_umap, strict=True):
+            labels = None if part.labels is None else part.labels[indices]
+            if is_umap:
+                projections.append(Projection(torch.as_tensor(next(points)), labels, "UMAP"))
+            else:
+                axes = principal_axes(x)[1][:, :2].float()
+                projections.append(Projection(x @ F.pad(axes, (0, 2 - axes.shape[1])), labels, "PCA"))
+        return projections
 
 
-def umap_points(x: Tensor) -> Tensor:
-    """Project centered features (N, D) to two dimensions by UMAP."""
+def neighbors(x: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the positions and the cosine distances (N, 15) of the nearest of centered features (N, D)."""
     unit = F.normalize(x, dim=-1)
     nearest = [(chunk @ unit.T).topk(NUM_NEIGHBORS) for chunk in unit.split(1000)]
-    cosines, neighbors = torch.cat([top.values for top in nearest]), torch.cat([top.indices for top in nearest])
-    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    # numba starts one thread per core, which PyTorch would use from then on, whatever OMP_NUM_THREADS is
-    os.environ.setdefault("NUMBA_NUM_THREADS", str(torch.get_num_threads()))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # umap-learn warns about missing TensorFlow, and that a seed disables threads
-        from umap.umap_ import UMAP
-
-        # the neighbor search of umap-learn takes ten times as long
-        precomputed = (neighbors.numpy(), (1 - cosines).clamp(min=0).numpy())
-        model = UMAP(n_neighbors=NUM_NEIGHBORS, n_epochs=NUM_EPOCHS, precomputed_knn=precomputed, random_state=0)
-        return torch.as_tensor(model.fit_transform(x.numpy()))
+    cosines, positions = torch.cat([top.values for top in nearest]), torch.cat([top.indices for top in nearest])
+    return positions.numpy(), (1 - cosines).clamp(min=0).numpy()

@@ -22,9 +22,10 @@ from jepa.evaluation.linear_probe import few_labels, linear_probe, predict_linea
 from jepa.evaluation.pooled_scores import pooled_scores
 from jepa.terminal import say_stage
 
-__all__ = ["MAX_DIMENSION_POINTS", "pixel_subset", "score", "score_encoders"]
+__all__ = ["MAX_DIMENSION_POINTS", "MAX_WIDTH", "pixel_subset", "score", "score_encoders"]
 
 MAX_PIXEL_IMAGES = 50_000  # maximum number of training images for raw pixels, 600 MB
+MAX_WIDTH = 1024  # of features that have all scores in the default evaluation
 MAX_DIMENSION_POINTS = 10_000  # maximum number of images for the correlation dimension
 
 
@@ -35,6 +36,7 @@ def score_encoders(
     extract: Callable[[str, Encoder, Subset], Features],
     folder: Path | None = None,
     precision: Literal["fp32", "bf16"] = "fp32",
+    full: bool = True,
 ) -> dict[str, Any]:
     """Return the scores of each encoder and of raw pixels (`pixels`), fitted on `train` and computed on `test`.
 
@@ -42,13 +44,16 @@ def score_encoders(
     NAME_error stands next to each score: the standard error for the number of test images, or, with a fraction of the
     labels, the standard deviation over draws of the labeled images. `extract` returns the features of a subset that an
     encoder, given with its name, computes. If `folder` is given, predicted classes are stored there.
-    `precision` is that of other forward passes.
+    `precision` is that of other forward passes. Unless `full`, features of more than 1,024 numbers have no probe on the
+    last four layers.
     """
     results: dict[str, Any] = {}
     for name, encoder in encoders.items():
         say_stage(f"scores of the {name} encoder")
         train_features, test_features = (extract(name, encoder, subset) for subset in (train, test))
         measures = label_free_scores(encoder, test_features.x, test, precision)
+        if not full and encoder.backbone.dim > MAX_WIDTH:
+            train_features = dataclasses.replace(train_features, last4=None)
         results[name] = score(name, train_features, test_features, folder)
         results[name] |= {key: round(value, 5) for key, value in measures.items()}
     say_stage("scores of raw pixels")

@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from jepa.evaluation_run import EvaluationRun
 
-__all__ = ["INPUTS_TITLE", "OVERVIEW_CAPTION", "SECTIONS", "caption_of"]
+__all__ = ["INPUTS_TITLE", "SECTIONS", "caption_of", "overview_caption"]
 
 INPUTS_TITLE = "The model's inputs"
 VIEWS_CAPTION = (
@@ -27,22 +27,23 @@ NORMALIZED_CAPTION = (
 CONVOLUTIONS_CAPTION = (
     " A small convolutional network, fitted likewise, decodes all hidden patches of an image together."
 )
-OVERVIEW_CAPTION = (
-    "Test images as the trained model sees them: patches with similar features have similar colors; attention of the "
-    "central patch (red: more than uniform attention, blue: less); and, for a model that predicts hidden patches, the "
-    "context that it is given and its prediction as pixels."
-)
+OVERVIEW_CAPTIONS = {  # by the title of a column
+    "features": "patches with similar features have similar colors",
+    "attention": "attention of the central patch (red: more than uniform attention, blue: less)",
+    "prediction": "the context that the model is given, and what it predicts of hidden patches, as pixels",
+}
 SECTIONS = {
     "features": (
         "Features of patches",
         "The first three principal axes of the features of all patches as red, green and blue, on common axes for all "
-        "images of a row. Parts of objects that have the same color in different images are alike to the model. An "
-        "untrained model mostly shows positions and brightness. Colors of different rows cannot be compared.",
+        "images of a row, after the average feature at each position is subtracted. Parts of objects that have the "
+        "same color in different images are alike to the model. An untrained model mostly shows brightness and edges. "
+        "Colors of different rows cannot be compared.",
     ),
     "similarity": (
         "Similarity of patches",
         "Cosine similarity of the outlined patch to all patches of its image and of the images with the most similar "
-        "patch (red: similar, blue: dissimilar). The average feature of all patches is subtracted first.",
+        "patch (red: similar, blue: dissimilar). The average feature at each position is subtracted first.",
     ),
     "predictions": (
         "What the model predicts",
@@ -123,6 +124,13 @@ PROJECTIONS = {
     "UMAP": "The projection is UMAP with a fixed seed; distances between clusters mean little.",
     "PCA": "The projection is PCA: the two principal axes of the features. UMAP needs more images.",
 }
+
+
+def overview_caption(figure: Figure) -> str:
+    """Return the caption of the figure 'overview', whose columns depend on the model."""
+    titles = {axes.get_title() for axes in figure.axes}
+    parts = [text for title, text in OVERVIEW_CAPTIONS.items() if title in titles]
+    return f"Test images as the trained model sees them: {'; '.join(parts)}."
 
 
 def caption_of(name: str, run: EvaluationRun, figure: Figure) -> str:

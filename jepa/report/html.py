@@ -15,7 +15,7 @@ from jepa.config.serialization import to_dict
 from jepa.evaluation_run import EvaluationRun
 from jepa.files import printable
 from jepa.logger import duration
-from jepa.report.captions import INPUTS_TITLE, OVERVIEW_CAPTION, SECTIONS, caption_of
+from jepa.report.captions import INPUTS_TITLE, SECTIONS, caption_of, overview_caption
 from jepa.report.figures import draw
 from jepa.report.page import html_details, html_document, html_figure, html_image, html_list
 from jepa.report.plot_attention import animate_attention
@@ -44,9 +44,13 @@ ANIMATIONS = {
 def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
     """Write report.html to the run folder from the result of `evaluate_run`, and return its path."""
     say_stage("report")
-    first = html_figure(draw("overview", run), "What the model sees", OVERVIEW_CAPTION)
+    run.start_projections()
+    overview = draw("overview", run)
+    first = html_figure(overview, "What the model sees", overview_caption(overview))
     sections = [heading(run, result), first, score_section(result), facts(run, result)]
-    for name in tqdm(SECTIONS, desc="report", unit="figure", leave=False, delay=3, disable=None):
+    bodies = {}
+    names = sorted(SECTIONS, key=lambda name: name == "umap")  # which takes longest, in another process
+    for name in tqdm(names, desc="report", unit="figure", leave=False, delay=3, disable=None):
         title = SECTIONS[name][0]
         try:
             figure = draw(name, run)
@@ -58,7 +62,8 @@ def write_report(run: EvaluationRun, result: dict[str, Any]) -> Path:
             if title == INPUTS_TITLE or name in ("predictions", "errors", "checkpoints"):  # of some runs only
                 continue
             body = f'<p class="missing">Not available: {escape(str(error))}.</p>'
-        sections.append(f"<h2>{title}</h2>\n{body}")
+        bodies[name] = f"<h2>{title}</h2>\n{body}"
+    sections += [bodies[name] for name in SECTIONS if name in bodies]
     sections.append(reproduction(run, result))
     text = html_document(f"{run.config.name}: evaluation", sections)
     path = run.output.path / "report.html"

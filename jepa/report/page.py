@@ -56,6 +56,7 @@ summary { cursor: pointer }
   .verdict { border-color: #56b4e9 } .warning { border-color: #e8894a; background: #38261b }
   th, td { border-color: #3a3d40 } th:first-child, td:first-child { background: #181a1c } pre { background: #24272a }
   .card, figure > img { box-sizing: border-box; background: #fff; padding: 0.6rem; border-radius: 0.5rem }
+  figcaption { margin-top: 0.4rem }
   .card, figure > img { filter: brightness(0.92) }
 }
 @media print {

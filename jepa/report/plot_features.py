@@ -13,7 +13,7 @@ from jepa.data import evenly_spaced
 from jepa.evaluation.collapse import rankme
 from jepa.evaluation.collapse import spectrum as spectrum_of
 from jepa.evaluation.correlation_dimension import Dimension, correlation_dimension
-from jepa.evaluation.projection import Projection, project
+from jepa.evaluation.projection import Projection
 from jepa.evaluation.scores import MAX_DIMENSION_POINTS
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.names import shorten_names
@@ -23,6 +23,7 @@ from jepa.report.text import row_titles
 __all__ = ["dimension", "spectrum", "umap"]
 
 MAX_CLASS_NAME = 20  # maximum length of a class name in a legend
+MAX_FINE_RANGE = 30  # ratio of the ends of the axis of radii up to which more than powers of ten are labeled
 MAX_SQUARED_RADIUS = 1.3  # limit of the drawn slopes, relative to the largest squared radius of the scaling region
 
 
@@ -52,7 +53,8 @@ def dimension(run: EvaluationRun) -> Figure:
     left.set(
         xscale="log", yscale="log", xlabel="r, in units of the features", title="C(r), fraction of pairs closer than r"
     )
-    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+    low, high = left.get_xlim()
+    left.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if high < MAX_FINE_RANGE * low else (1,)))
     left.xaxis.set_major_formatter("{x:g}")
     left.xaxis.set_minor_formatter(NullFormatter())
     right.set(xlabel="(r / largest radius of the scaling region)²", title="local slope, d log C / d log r")
@@ -89,7 +91,7 @@ def spectrum(run: EvaluationRun) -> Figure:
     axes = figure.subplots()
     titles = row_titles(run.encoder_names)
     lowest = 1.0
-    for name in run.encoders:
+    for name in run.compared_encoders:
         x = run.features(name).x
         ratios = spectrum_of(x).numpy()
         lowest = min(lowest, float(np.quantile(ratios, 0.05)))
@@ -113,8 +115,7 @@ def umap(run: EvaluationRun) -> Figure:
     figure = new_figure(3.2)
     titles, classes = row_titles(run.encoder_names), run.test.dataset.classes
     colored: list[int] = []
-    for axes, name in zip(figure.subplots(1, 2), ("trained", "untrained"), strict=True):
-        projection = project(run.features(name))
+    for axes, (name, projection) in zip(figure.subplots(1, 2), run.projections.items(), strict=True):
         colored = draw_points(axes, projection)
         axes.set_title(f"{projection.method}: {titles[name]}")
     names = shorten_names([classes[label] for label in colored], MAX_CLASS_NAME)

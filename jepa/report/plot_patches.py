@@ -9,7 +9,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from jepa.evaluation.patch_tokens import enlarged_tokens, patch_colors, patch_similarity, patch_tokens
+from jepa.data import evenly_spaced
+from jepa.evaluation.patch_tokens import centered, enlarged_tokens, patch_colors, patch_similarity, patch_tokens
 from jepa.evaluation_run import EvaluationRun
 from jepa.report.plot_attention import ANIMATED_IMAGES, animate, outline_patch, patch_index
 from jepa.report.style import new_figure, show_image
@@ -94,9 +95,10 @@ def similarity_colors(cosines: Tensor, size: tuple[int, int]) -> Tensor:
 
 def animate_similarity(run: EvaluationRun) -> bytes:
     """Return an animated WebP: a patch moving over several images, with its similarity to all others below."""
-    pixels = resize(run.read_images(ANIMATED_IMAGES), run.encoders["trained"].size)
+    pixels = resize(run.read_images(FITTED_IMAGES), run.encoders["trained"].size)
     tokens = patch_tokens(run.encoders["trained"], pixels)
-    unit = F.normalize(tokens.x - tokens.x.mean((0, 1)), dim=-1)
+    shown = evenly_spaced(len(pixels), ANIMATED_IMAGES)
+    unit, pixels = F.normalize(centered(tokens.x)[shown], dim=-1), pixels[shown]
 
     def draw_map(image: Tensor, cosines: Tensor, grid: tuple[int, int]) -> Tensor:
         return similarity_colors(cosines.view(grid), (image.shape[-2], image.shape[-1]))

@@ -1,0 +1,77 @@
+"""Lay out features in two dimensions by UMAP, in a process of its own.
+
+UMAP is compiled for many seconds by numba, on one core. In a process of its own, this takes place while other figures
+are drawn, and the threads of numba do not affect those of PyTorch. The file is also the program of this process, which
+imports neither PyTorch nor the package.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["UmapProcess"]
+
+NUM_EPOCHS = 200  # the default of umap-learn for many points; for few, it is 500, which looks the same
+
+
+class UmapProcess:
+    """A process that lays out one or more sets of features.
+
+    Each set consists of features (N, D) and of the positions and distances (N, K) of the K nearest neighbors of each,
+    itself included.
+    """
+
+    def __init__(self, sets: Sequence[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]]) -> None:
+        self.folder = tempfile.TemporaryDirectory()
+        self.errors = Path(self.folder.name) / "errors.txt"
+        for i, arrays in enumerate(sets):
+            np.savez(Path(self.folder.name) / f"{i}.npz", *arrays)
+        with self.errors.open("w") as errors:
+            self.process = start(self.folder.name, errors)
+
+    def result(self) -> list[NDArray[np.float32]]:
+        """Wait for the process, and return the points (N, 2) of each set. Raises `OSError` if it has failed."""
+        with self.folder:
+            if code := self.process.wait():
+                raise OSError(f"UMAP ended with exit code {code}: {self.errors.read_text()[-2000:].strip()}")
+            files = sorted(Path(self.folder.name).glob("*.npy"), key=lambda file: int(file.stem))
+            return [np.load(file) for file in files]
+
+
+def start(folder: str, errors: IO[str]) -> subprocess.Popen[bytes]:
+    """Start a process that lays out the sets in a folder."""
+    return subprocess.Popen(
+        [sys.executable, "-P", __file__, folder],
+        env=os.environ | {"NUMBA_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=errors,
+    )
+
+
+def main(folder: Path) -> None:
+    """Lay out the sets in a folder."""
+    from umap.umap_ import UMAP
+
+    warnings.simplefilter("ignore")  # umap-learn warns that a seed disables threads
+    for file in folder.glob("*.npz"):
+        with np.load(file) as arrays:
+            x, neighbors, distances = (arrays[name] for name in arrays.files)
+        # the neighbor search of umap-learn would take ten times as long as that of the caller
+        knn = (neighbors, distances)
+        model = UMAP(n_neighbors=neighbors.shape[1], n_epochs=NUM_EPOCHS, precomputed_knn=knn, random_state=0)
+        np.save(file.with_suffix(".npy"), model.fit_transform(x))
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
