@@ -65,7 +65,15 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
     start = time.perf_counter()
     keep_freed_memory()
     encoders = run.encoders if full else run.compared_encoders
-    scores = score_encoders(encoders, run.train, run.test, run.extract, run.store.folder, run.store.precision, full)
+    scores = score_encoders(
+        encoders,
+        run.train,
+        run.test,
+        run.extract,
+        folder=run.store.folder,
+        precision=run.store.precision,
+        full=full,
+    )
     if full:
         scores |= baselines(run)
         run.add_convolutional_decoder()

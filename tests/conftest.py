@@ -2,6 +2,7 @@ import dataclasses
 import io
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -22,6 +23,7 @@ from jepa.config import (
     ViTConfig,
 )
 from jepa.evaluation import umap_process
+from jepa.report.captions import SECTIONS
 from jepa.runs import Run
 
 
@@ -69,8 +71,8 @@ class Ended:
 def umap_in_this_process(monkeypatch: pytest.MonkeyPatch) -> None:
     """Compile UMAP once for all tests, instead of in a process of its own for each."""
 
-    def start(folder: str, errors) -> Ended:
-        umap_process.main(Path(folder))
+    def start(folder: Path, errors) -> Ended:
+        umap_process.main(folder)
         return Ended()
 
     monkeypatch.setattr(umap_process, "start", start)
@@ -87,6 +89,17 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def fp32(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make `precision auto` the same on all CPUs."""
     monkeypatch.setattr("jepa.distributed.has_bf16_instructions", lambda: False)
+
+
+@pytest.fixture
+def short_report(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Return a function that limits reports to one section."""
+
+    def limit(name: str) -> None:
+        monkeypatch.setattr("jepa.report.html.SECTIONS", {name: SECTIONS[name]})
+        monkeypatch.setattr("jepa.evaluation_run.EvaluationRun.start_projections", lambda _: None)
+
+    return limit
 
 
 @pytest.fixture

@@ -123,7 +123,8 @@ def test_a_start_over_renames_kept_checkpoints(tiny, tmp_path):
 
 
 @pytest.mark.parametrize("labels", [True, False])
-def test_checkpoints_are_scored_and_drawn(tiny, tmp_path, toy_source, labels):
+def test_checkpoints_are_scored_and_drawn(tiny, tmp_path, short_report, labels):
+    short_report("checkpoints")
     config = override(tiny, keep_every=3)
     if not labels:
         images = [image.numpy() for image in torch.randint(0, 256, (60, 16, 16, 3), dtype=torch.uint8)]

@@ -133,7 +133,8 @@ def labeled_run(tiny, folder, train_labels: list[int], test_labels: list[int]) -
         ([0, 1, -1], [0, -1], ["a"]),
     ],
 )
-def test_classes_of_a_run(tiny, tmp_path, train_labels, test_labels, expected):
+def test_classes_of_a_run(tiny, tmp_path, train_labels, test_labels, expected, short_report):
+    short_report("classes")
     run = labeled_run(tiny, tmp_path, train_labels, test_labels)
     figure = classes(run)  # before the evaluation
     assert sorted(label.get_text() for label in figure.axes[0].get_yticklabels()) == expected
@@ -150,7 +151,8 @@ def test_classes_of_a_run(tiny, tmp_path, train_labels, test_labels, expected):
     assert "<h2>Classes</h2>\n<figure>" in write_report(run, result).read_text()
 
 
-def test_without_classes_there_are_no_accuracies_of_them(tiny, tmp_path):
+def test_without_classes_there_are_no_accuracies_of_them(tiny, tmp_path, short_report):
+    short_report("classes")
     run = labeled_run(tiny, tmp_path, [0], [0, 1])
     with pytest.raises(InputError, match="labels of two or more classes"):
         classes(run)

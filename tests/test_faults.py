@@ -289,7 +289,7 @@ def test_a_config_that_is_not_that_of_the_checkpoint_is_refused(tiny, tmp_path):
 def unscored(monkeypatch) -> None:
     """Evaluate without computing scores."""
     scores = {"rankme": 9.0, "feature_std": 1.0}
-    monkeypatch.setattr("jepa.evaluate.score_encoders", lambda *_: {"trained": scores, "untrained": scores})
+    monkeypatch.setattr("jepa.evaluate.score_encoders", lambda *_, **__: {"trained": scores, "untrained": scores})
 
 
 def test_changed_metrics_are_said(tiny, tmp_path, capsys, unscored):

@@ -127,7 +127,8 @@ def test_limits_are_stated(tiny, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("count", [0, 2])
-def test_near_duplicates_are_reported(tiny, tmp_path, count):
+def test_near_duplicates_are_reported(tiny, tmp_path, count, short_report):
+    short_report("neighbors")
     copies = [photo(i) for i in range(count)]
     config = override(tiny, data__source=write_images(tmp_path / "data", [jpeg(x) for x in copies], copies))
     run = EvaluationRun.open(train(config, tmp_path / "run").path)

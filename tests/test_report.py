@@ -185,6 +185,7 @@ def test_the_page_states_warnings_settings_and_how_the_run_was_made(tiny, tmp_pa
     config = override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3)
     objective = fresh_objective(config)
     run = SimpleNamespace(
+        start_projections=lambda: None,
         config=config,
         folder=(folder := Run.create(tmp_path / "run", config)),
         output=folder,

@@ -256,7 +256,7 @@ class Config:
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate}), got {self.batch_size}",
         )
-        check_limits(self, "", steps=MAX_STEPS, batch_size=MAX_BATCH_SIZE)
+        check_limits(self, "", steps=MAX_STEPS, batch_size=MAX_BATCH_SIZE, keep_every=MAX_STEPS)
         check_name(self.name)
         height, width = self.data.canvas_size
         gigabytes = self.batch_size // self.accumulate * height * width * self.data.channels / 1e9

@@ -49,8 +49,10 @@ def averaged_fixations(
     bank, queries = spaced(labeled(train[1]), BANK_IMAGES), spaced(labeled(test[1]), NUM_IMAGES)
     if len(bank.x) < HEADLINE_K:
         return None
-    single = fixation_features(encoder, geometry, train[0], bank.indices, 1, COUNTS[-1], precision)[:, 0]
-    x = fixation_features(encoder, geometry, test[0], queries.indices, COUNTS[-1], 0, precision)
+    single = fixation_features(
+        encoder, geometry, train[0], bank.indices, count=1, seed=COUNTS[-1], precision=precision
+    )[:, 0]
+    x = fixation_features(encoder, geometry, test[0], queries.indices, count=COUNTS[-1], seed=0, precision=precision)
     if not bool(single.isfinite().all() and x.isfinite().all()):
         return None
     fixations = dataclasses.replace(bank, x=single)
@@ -75,6 +77,7 @@ def fixation_features(
     geometry: Geometry,
     dataset: ImageDataset,
     indices: Tensor,
+    *,
     count: int,
     seed: int,
     precision: Literal["fp32", "bf16"],

@@ -10,23 +10,20 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.backbones import Encoder, eval_mode
+from jepa.backbones import Encoder, Tokens, eval_mode
 from jepa.config import InputError
 from jepa.data import DECODER, ImageDataset, evenly_spaced, read_ahead
 from jepa.files import Locked, lock, read_record, write_record
 from jepa.transforms.crop import as_float, resize
 
-if TYPE_CHECKING:
-    from jepa.evaluation.pooling import QuadrantPooling
-
-__all__ = ["FeatureStore", "Features", "Subset", "extract", "pixel_features", "read_evenly"]
+__all__ = ["FeatureStore", "Features", "Pooling", "Subset", "extract", "pixel_features", "read_evenly"]
 
 BATCH_SIZE = 100
 MAX_PIXEL_SIDE = 32  # maximum side of raw-pixel images; a linear probe on larger ones would not fit in memory
@@ -97,7 +94,7 @@ class FeatureStore:
         dataset: ImageDataset,
         indices: Tensor,
         *,
-        quadrants: QuadrantPooling | None = None,
+        quadrants: Pooling | None = None,
         label: str | None = None,
         workers: int = 0,
     ) -> Features:
@@ -200,7 +197,7 @@ def extract(
     indices: Tensor,
     *,
     last4: bool = True,
-    quadrants: QuadrantPooling | None = None,
+    quadrants: Pooling | None = None,
     label: str | None = None,
     workers: int = 0,
     precision: Literal["fp32", "bf16"] = "fp32",
@@ -231,7 +228,18 @@ def as_features(
     labels = None if dataset.labels is None else dataset.labels[indices]
     last4 = parts if len(widths) == 4 else None
     source = f"{dataset.name} {dataset.signature}"
-    return Features(parts[:, -widths[-1] :], labels, indices, source, last4, pooled)
+    return Features(parts[:, -widths[-1] :], labels, indices, source, last4=last4, quadrants=pooled)
+
+
+class Pooling(Protocol):
+    """Pools tokens (B, N, D) to features, such as `QuadrantPooling`."""
+
+    @property
+    def key(self) -> str:
+        """Identifies what the features depend on, besides the encoder."""
+
+    def __call__(self, tokens: Tokens) -> Tensor:
+        """Pool tokens."""
 
 
 class Encoded(NamedTuple):
@@ -248,7 +256,7 @@ def encode(
     indices: Tensor,
     *,
     last4: bool,
-    quadrants: QuadrantPooling | None,
+    quadrants: Pooling | None,
     label: str | None,
     workers: int,
     precision: Literal["fp32", "bf16"],

@@ -23,7 +23,7 @@ def labeled(features: Features) -> Features:
     known = features.labels != UNLABELED
     last4, quadrants = (None if x is None else x[known] for x in (features.last4, features.quadrants))
     labels, indices = features.labels[known], features.indices[known]
-    return Features(features.x[known], labels, indices, features.source, last4, quadrants)
+    return Features(features.x[known], labels, indices, features.source, last4=last4, quadrants=quadrants)
 
 
 def has_classes(train_labels: Tensor | None, test_labels: Tensor | None) -> bool:

@@ -80,8 +80,8 @@ def movement_r2(
     """
     if min(len(train.indices), len(test.indices)) < MIN_IMAGES:
         return None
-    fitted = ViewPairs.encode(encoder, geometry, train, FITTED_IMAGES, 0, precision)
-    scored = ViewPairs.encode(encoder, geometry, test, NUM_IMAGES, 1, precision)
+    fitted = ViewPairs.encode(encoder, geometry, train, FITTED_IMAGES, seed=0, precision=precision)
+    scored = ViewPairs.encode(encoder, geometry, test, NUM_IMAGES, seed=1, precision=precision)
     if not all(bool(pairs.x.isfinite().all()) for pairs in (fitted, scored)):
         return None
     names = {i: name for i, name in enumerate(geometry.component_names()) if fitted.movement[:, i].std() > MIN_STD}

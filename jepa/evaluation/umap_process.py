@@ -8,10 +8,12 @@ imports neither PyTorch nor the package.
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
 import warnings
+import weakref
 from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
@@ -32,26 +34,30 @@ class UmapProcess:
     """
 
     def __init__(self, sets: Sequence[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]]) -> None:
-        self.folder = tempfile.TemporaryDirectory()
-        self.errors = Path(self.folder.name) / "errors.txt"
+        self.folder = Path(tempfile.mkdtemp())
+        self.remove = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+        self.errors = self.folder / "errors.txt"
         for i, arrays in enumerate(sets):
-            np.savez(Path(self.folder.name) / f"{i}.npz", *arrays)
-        with self.errors.open("w") as errors:
-            self.process = start(self.folder.name, errors)
+            np.savez(self.folder / f"{i}.npz", *arrays)
+        with self.errors.open("w", encoding="utf-8") as errors:
+            self.process = start(self.folder, errors)
 
     def result(self) -> list[NDArray[np.float32]]:
         """Wait for the process, and return the points (N, 2) of each set. Raises `OSError` if it has failed."""
-        with self.folder:
+        try:
             if code := self.process.wait():
-                raise OSError(f"UMAP ended with exit code {code}: {self.errors.read_text()[-2000:].strip()}")
-            files = sorted(Path(self.folder.name).glob("*.npy"), key=lambda file: int(file.stem))
+                reason = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
+                raise OSError(f"UMAP ended with exit code {code}: {reason}")
+            files = sorted(self.folder.glob("*.npy"), key=lambda file: int(file.stem))
             return [np.load(file) for file in files]
+        finally:
+            self.remove()
 
 
-def start(folder: str, errors: IO[str]) -> subprocess.Popen[bytes]:
+def start(folder: Path, errors: IO[str]) -> subprocess.Popen[bytes]:
     """Start a process that lays out the sets in a folder."""
     return subprocess.Popen(
-        [sys.executable, "-P", __file__, folder],
+        [sys.executable, "-P", __file__, str(folder)],
         env=os.environ | {"NUMBA_NUM_THREADS": "1", "TF_CPP_MIN_LOG_LEVEL": "3"},
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
@@ -61,16 +67,17 @@ def start(folder: str, errors: IO[str]) -> subprocess.Popen[bytes]:
 
 def main(folder: Path) -> None:
     """Lay out the sets in a folder."""
-    from umap.umap_ import UMAP
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # umap-learn warns about missing TensorFlow, and that a seed disables threads
+        from umap.umap_ import UMAP
 
-    warnings.simplefilter("ignore")  # umap-learn warns that a seed disables threads
-    for file in folder.glob("*.npz"):
-        with np.load(file) as arrays:
-            x, neighbors, distances = (arrays[name] for name in arrays.files)
-        # the neighbor search of umap-learn would take ten times as long as that of the caller
-        knn = (neighbors, distances)
-        model = UMAP(n_neighbors=neighbors.shape[1], n_epochs=NUM_EPOCHS, precomputed_knn=knn, random_state=0)
-        np.save(file.with_suffix(".npy"), model.fit_transform(x))
+        for file in folder.glob("*.npz"):
+            with np.load(file) as arrays:
+                x, neighbors, distances = (arrays[name] for name in arrays.files)
+            # the neighbor search of umap-learn would take ten times as long as that of the caller
+            knn = (neighbors, distances)
+            model = UMAP(n_neighbors=neighbors.shape[1], n_epochs=NUM_EPOCHS, precomputed_knn=knn, random_state=0)
+            np.save(file.with_suffix(".npy"), model.fit_transform(x))
 
 
 if __name__ == "__main__":
