@@ -15,8 +15,9 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from jepa.config import Config, EnergyConfig, IJepaConfig, InputError, MaskConfig, SupervisedConfig, ViTConfig
-from jepa.report.captions import projection_caption
-from jepa.report.figures import draw_metrics, save
+from jepa.evaluation_run import EvaluationRun
+from jepa.report.captions import overview_caption, projection_caption
+from jepa.report.figures import draw, draw_metrics, save
 from jepa.report.html import write_report
 from jepa.report.names import shorten_names
 from jepa.report.page import html_figure
@@ -25,6 +26,7 @@ from jepa.report.plot_attention import overlay
 from jepa.report.provenance import changed_settings, describe_machine
 from jepa.report.style import STYLE, new_figure, series_style
 from jepa.runs import Run, fresh_objective
+from jepa.train import train
 from tests.conftest import override
 
 
@@ -216,6 +218,12 @@ def test_the_page_states_warnings_settings_and_how_the_run_was_made(tiny, tmp_pa
     assert "<b>Warning:</b> the features &lt;have&gt; collapsed" in page
     assert page.index("Warning") > page.index("verdict")
     assert "Raw pixels are a strong baseline" in page
+
+
+def test_the_caption_of_the_overview_names_its_columns(tiny, tmp_path):
+    run = EvaluationRun.open(train(tiny, tmp_path / "run").path)
+    caption = overview_caption(draw("overview", run))
+    assert all(word in caption for word in ("similar colors", "attention", "context"))
 
 
 def test_curves_without_losses_are_an_error(tmp_path):

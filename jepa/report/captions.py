@@ -128,7 +128,7 @@ PROJECTIONS = {
 
 def overview_caption(figure: Figure) -> str:
     """Return the caption of the figure 'overview', whose columns depend on the model."""
-    titles = {axes.get_title() for axes in figure.axes}
+    titles = {axes.get_title("left") for axes in figure.axes}
     parts = [text for title, text in OVERVIEW_CAPTIONS.items() if title in titles]
     return f"Test images as the trained model sees them: {'; '.join(parts)}."
 

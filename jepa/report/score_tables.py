@@ -65,7 +65,7 @@ def further_tables(result: dict[str, Any], titles: dict[str, str]) -> list[str]:
     measures = {key: title for key, title in LABEL_FREE_TITLES.items() if any(key in result[name] for name in titles)}
     if measures:
         rows = [
-            [title, *(html_cell(format_score(result[name].get(key))) for key in measures)]
+            [title, *(html_cell(f"{result[name][key]:.2f}" if key in result[name] else "–") for key in measures)]
             for name, title in titles.items()
             if any(key in result[name] for key in measures)
         ]
