@@ -6,12 +6,11 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from jepa.backbones import Encoder, Tokens, eval_mode
+from jepa.backbones import Encoder, eval_mode
 from jepa.config import Config
 from jepa.data import Batch
 from jepa.evaluation.collapse import rankme
@@ -20,6 +19,7 @@ from jepa.evaluation.knn import HEADLINE_K, knn
 from jepa.evaluation.linear_probe import linear_probe
 from jepa.evaluation.pca import principal_axes
 from jepa.evaluation.pixel_baselines import PatchDictionary
+from jepa.evaluation.pooling import pool_quadrants
 from jepa.rng import Rng
 from jepa.runs import Run, fresh_objective, load_objective
 from jepa.transforms.crop import resize
@@ -27,7 +27,6 @@ from jepa.transforms.crop import resize
 __all__ = ["SCORES", "load_encoders", "parameter_count", "score_encoder", "score_patches", "training_flops"]
 
 SCORES = ("linear_2x2", "linear", "knn", "rankme")
-QUADRANTS = 2  # tokens are averaged over 2x2 quadrants
 MAX_DIMS = 512  # maximum number of principal axes of these features
 MAX_EXACT_DIMS = 4096  # maximum width of features of which all axes are computed, in float64
 EXTRA_DIMS = 128  # number of further axes in the subspace iteration, for accuracy
@@ -39,13 +38,6 @@ class Views(NamedTuple):
 
     pooled: Features  # the encoder's own: tokens averaged over the image
     quadrants: Features  # tokens averaged over each quadrant and concatenated
-
-
-def pool_quadrants(tokens: Tokens) -> Tensor:
-    """Average tokens (B, N, D) over each quadrant of the grid, (B, 4D); a side of one token is not divided."""
-    height, width = tokens.grid
-    maps = tokens.x.mT.unflatten(-1, (height, width))
-    return F.adaptive_avg_pool2d(maps, (min(QUADRANTS, height), min(QUADRANTS, width))).flatten(1)
 
 
 @torch.no_grad()
@@ -61,7 +53,7 @@ def encoder_features(encoder: Encoder, subset: Subset, name: str) -> Views:
         with eval_mode(encoder):
             tokens = encoder(resize(batch.pixels[batch.readable].to(encoder.device), encoder.size))
         pooled = encoder.backbone.pool(tokens.x).float().cpu()
-        parts.append((batch.indices[batch.readable], pooled, pool_quadrants(tokens).float().cpu()))
+        parts.append((batch.indices[batch.readable], pooled, pool_quadrants(tokens).cpu()))
     used, pooled, quadrants = (torch.cat(part) for part in zip(*parts, strict=True))
     return Views(*(as_features(x, [x.shape[1]], used, dataset) for x in (pooled, quadrants)))
 

@@ -143,6 +143,7 @@ def notes_of(run: EvaluationRun) -> list[str]:
         notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
     if run.folder.metrics_changed(run.metadata):
         notes["metrics.jsonl has changed since the checkpoint was saved, so the training curves may be wrong"] = None
+    notes |= dict.fromkeys(f"left out of the checkpoints: {reason}" for reason in run.unread_checkpoints)
     if len(run.near_duplicates.pairs):
         notes[f"{run.near_duplicates}, so their classes may be known rather than recognized"] = None
     return list(notes)

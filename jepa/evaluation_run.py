@@ -67,6 +67,7 @@ class EvaluationRun:
     split: str  # description of how `train` and `test` were split
     store: FeatureStore
     workers: int
+    unread_checkpoints: list[str] = dataclasses.field(default_factory=list)  # why kept checkpoints were left out
     _poolings: dict[str, QuadrantPooling] = dataclasses.field(default_factory=dict)  # of the encoders, by name
 
     @classmethod
@@ -229,14 +230,18 @@ class EvaluationRun:
         return score_checkpoints(encoders, self.train, self.test, self.workers, self.store.precision)
 
     def _checkpoints(self, steps: list[int]) -> Iterator[tuple[int, Encoder]]:
-        """Yield the step and the main encoder of each checkpoint, in order."""
+        """Yield the step and the main encoder of each checkpoint, in order, without those that cannot be read."""
         evaluated = self.metadata["step"]
         yield 0, self.encoders["untrained"]
         for step in sorted({*steps, evaluated}):
             if step == evaluated:
                 yield step, self.encoders["trained"]
             else:
-                objective, _, _ = load_objective(self.folder, Run.kept_name(step))
+                try:
+                    objective, _, _ = load_objective(self.folder, Run.kept_name(step))
+                except InputError as error:
+                    self.unread_checkpoints.append(str(error))
+                    continue
                 yield step, objective.main_encoder.to(self.device)
 
     def add_convolutional_decoder(self) -> None:

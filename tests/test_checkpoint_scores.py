@@ -147,6 +147,19 @@ def test_checkpoints_are_scored_and_drawn(tiny, tmp_path, short_report, labels):
     assert "<h2>Checkpoints</h2>" in page
 
 
+def test_a_damaged_kept_checkpoint_is_left_out_and_named(tiny, tmp_path):
+    run = train(override(tiny, keep_every=2), tmp_path / "run")
+    content = bytearray(run.checkpoint("step-4").read_bytes())
+    content[-5] ^= 1
+    run.checkpoint("step-4").write_bytes(content)
+    result = evaluate(run.path)
+    assert [part["step"] for part in result["checkpoints"]["scores"]] == [0, 2, 6]
+    (note,) = [note for note in result["notes"] if "step-4.safetensors is damaged" in note]
+    assert note.startswith("left out of the checkpoints: ")
+    figure = draw("checkpoints", EvaluationRun.open(run.path))
+    assert figure.get_suptitle() == "without 1 kept checkpoint that cannot be read"
+
+
 def test_a_run_without_kept_checkpoints_says_how_to_keep_them(tiny, tmp_path):
     opened = EvaluationRun.open(train(tiny, tmp_path / "run").path)
     with pytest.raises(InputError, match="no kept checkpoints; train it with --keep-every N"):

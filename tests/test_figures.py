@@ -229,12 +229,27 @@ def test_umap_separates_classes_and_is_deterministic(monkeypatch):
     assert bool((torch.cdist(projection.points, centers).argmin(1) == labels).all())
 
 
-def test_a_failure_of_umap_is_one_sentence(monkeypatch):
+def test_a_failure_of_umap_is_one_sentence(monkeypatch, tmp_path):
     monkeypatch.undo()
-    monkeypatch.setattr("sys.executable", "/bin/false")
     x = torch.randn(30, 4, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(InputError, match="UMAP ended with exit code 1"):
-        Projections([Features(x, None, torch.arange(30), "planted")]).results  # noqa: B018
+    planted = [Features(x, None, torch.arange(30), "planted")]
+    with monkeypatch.context() as patch:
+        patch.setattr("sys.executable", "/bin/false")
+        with pytest.raises(InputError, match=r"UMAP has failed \(exit code 1\)"):
+            Projections(planted).results  # noqa: B018
+    with monkeypatch.context() as patch:
+        patch.setattr("jepa.evaluation.umap_process.__file__", str(tmp_path / "program.py"))
+        (tmp_path / "program.py").write_text("raise MemoryError('too little')")
+        with pytest.raises(InputError, match=r"UMAP has failed \(exit code 1: MemoryError: too little\)"):
+            Projections(planted).results  # noqa: B018
+
+    def full(*_, **__):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("numpy.savez", full)
+    projections = Projections(planted)
+    with pytest.raises(InputError, match=r"UMAP has failed .*No space left on device"):
+        projections.results  # noqa: B018
 
 
 def test_pca_is_used_for_few_images(monkeypatch):

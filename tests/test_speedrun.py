@@ -12,7 +12,6 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from jepa.backbones import Tokens
 from jepa.config import OBJECTIVES, RECIPES, InputError, SupervisedConfig, VICRegConfig, ViTConfig, recipe
 from jepa.config import user_code as user_code_module
 from jepa.config.serialization import to_dict
@@ -321,13 +320,6 @@ def test_the_track_and_the_command_of_an_entry(tmp_path):
 
 
 # Scores
-
-
-def test_quadrants_of_tokens():
-    x = torch.arange(16.0).view(1, 16, 1) * torch.tensor([1.0, -1.0])
-    pooled = speedrun_scores.pool_quadrants(Tokens(x, (4, 4)))
-    assert pooled.tolist() == [[2.5, 4.5, 10.5, 12.5, -2.5, -4.5, -10.5, -12.5]]
-    assert torch.equal(speedrun_scores.pool_quadrants(Tokens(x[:, :1], (1, 1))), x[:, 0])
 
 
 def planted(x: torch.Tensor, name: str) -> Features:

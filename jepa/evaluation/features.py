@@ -205,9 +205,9 @@ def extract(
     """Return the features of the images at `indices`, skipping unreadable images.
 
     `last4` also returns the last four layers, if the encoder has at least four, and `quadrants` the last layer pooled
-    in quadrants. `label` is the title of the progress
-    bar, `workers` is the number of processes that decode images, and `precision` is that of the forward pass. Raises
-    `InputError` if no image is readable, or if the features contain NaN or infinite values.
+    in quadrants. `label` is the title of the progress bar, `workers` is the number of processes that decode images, and
+    `precision` is that of the forward pass. Raises `InputError` if no image is readable, or if the features contain NaN
+    or infinite values.
     """
     options: dict[str, Any] = {"label": label, "workers": workers, "precision": precision}
     batches = list(encode(encoder, dataset, indices, last4=last4, quadrants=quadrants, **options))

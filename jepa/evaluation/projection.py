@@ -45,15 +45,22 @@ class Projections:
         self.x = [part.x[indices] - part.x.mean(0) for part, indices in self.chosen]
         self.is_umap = [len(x) > NUM_NEIGHBORS and bool(x.any()) for x in self.x]
         sets = [(x.numpy(), *neighbors(x)) for x, is_umap in zip(self.x, self.is_umap, strict=True) if is_umap]
-        self.process = UmapProcess(sets) if sets else None
+        self.error: OSError | None = None
+        self.process: UmapProcess | None = None
+        try:
+            self.process = UmapProcess(sets) if sets else None
+        except OSError as error:  # for example because the disk is full
+            self.error = error
 
     @cached_property
     def results(self) -> list[Projection]:
         """The projection of each of the features, when UMAP has ended. Raises `InputError` if it has failed."""
         try:
+            if self.error:
+                raise self.error
             points = iter(self.process.result() if self.process else ())
         except OSError as error:
-            raise InputError(str(error)) from error
+            raise InputError(f"UMAP has failed ({error})") from error
         projections = []
         for (part, indices), x, is_umap in zip(self.chosen, self.x, self.is_umap, strict=True):
             labels = None if part.labels is None else part.labels[indices]

@@ -30,7 +30,7 @@ class UmapProcess:
     """A process that lays out one or more sets of features.
 
     Each set consists of features (N, D) and of the positions and distances (N, K) of the K nearest neighbors of each,
-    itself included.
+    itself included. Raises `OSError` if it cannot be started.
     """
 
     def __init__(self, sets: Sequence[tuple[NDArray[np.float32], NDArray[np.int64], NDArray[np.float32]]]) -> None:
@@ -46,8 +46,9 @@ class UmapProcess:
         """Wait for the process, and return the points (N, 2) of each set. Raises `OSError` if it has failed."""
         try:
             if code := self.process.wait():
-                reason = self.errors.read_text(encoding="utf-8", errors="replace")[-2000:].strip()
-                raise OSError(f"UMAP ended with exit code {code}: {reason}")
+                lines = self.errors.read_text(encoding="utf-8", errors="replace").split("\n")
+                reason = next((f": {line}" for line in reversed(lines) if line.strip()), "")
+                raise OSError(f"exit code {code}{reason}")
             files = sorted(self.folder.glob("*.npy"), key=lambda file: int(file.stem))
             return [np.load(file) for file in files]
         finally:

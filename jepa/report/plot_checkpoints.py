@@ -40,6 +40,8 @@ def checkpoints(run: EvaluationRun) -> Figure:
             draw_accuracies(axes, scores, found["linear"]["step"])
         else:
             draw_measure(axes, name, scores, found[name])
+    if unread := len(run.unread_checkpoints):
+        figure.suptitle(f"without {unread} kept checkpoint{'s' * (unread > 1)} that cannot be read", color=HIGHLIGHT)
     spare = grid.flat[len(panels) :]
     for axes in spare:
         axes.set_axis_off()

@@ -145,6 +145,7 @@ def errors(run: EvaluationRun) -> Figure:
     means = [float(values[distances == level].mean()) for level in levels]
     right.plot(levels, means, marker="o", color=ENCODER_COLORS["trained"])
     right.xaxis.set_major_locator(MaxNLocator(integer=True))
+    right.margins(y=0.1)
     right.set(xlabel="distance to the nearest context patch, in patches", title="error by distance", ylim=(0, None))
     for part, title, chosen in ((parts[1], "easiest", order[:count]), (parts[2], "hardest", order.flip(0)[:count])):
         part.suptitle(f"{title} images, with their errors", x=0.01, ha="left", fontsize=9)
