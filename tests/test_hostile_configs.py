@@ -53,7 +53,7 @@ JUNK: list[Any] = [
     "é\ud800\n",
 ]
 JUNK += ["32x100000x2", "2²x1", "adm", [], [[[]]], [1, 2], [1e308] * 3, {}, {"kind": 3}, {"\x1b": 1}]
-values = st.sampled_from(JUNK) | st.integers() | st.floats() | st.text(max_size=8)
+values = st.sampled_from(JUNK).map(copy.deepcopy) | st.integers() | st.floats() | st.text(max_size=8)
 
 
 @pytest.fixture(scope="module")
