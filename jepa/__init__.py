@@ -2,29 +2,39 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from jepa.version import __version__
 
 if TYPE_CHECKING:
-    from jepa.backbones import Encoder
+    from jepa.interop import Model, Movement, predict
 
-__all__ = ["__version__", "load"]
+__all__ = ["Model", "Movement", "__version__", "load", "predict"]
 
 
-def load(path: str, encoder: str | None = None, code: str | None = None) -> Encoder:
-    """Load a trained encoder in evaluation mode.
+def load(path: str, encoder: str | None = None, *, device: str = "auto", code: str | None = None) -> Model:
+    """Load a trained model in evaluation mode, with its preprocessing and its predictor.
 
-    `path` is a run folder (`runs/demo`) or one of its checkpoints. `encoder` is `target` (the default) or `context`, or
-    `encoder` for a method without a teacher. `code` is the Python file that defines the parts of the experiment, if it
-    was trained with one; the file is run.
+    Args:
+        path: a run folder (`runs/demo`) or one of its checkpoints.
+        encoder: `target` (the default) or `context`, or `encoder` for a method without a teacher.
+        device: `cpu`, `cuda`, `cuda:1` or `mps`; by default, a GPU if there is one.
+        code: the Python file that defines the parts of the experiment, if it was trained with one. The file is run.
 
-    The encoder maps uint8 or [0, 1] float images (B, C, H, W) to `Tokens`; `encoder.embed(images)` returns one averaged
-    vector (B, D) for each image. Raises `InputError` if the run or the checkpoint cannot be read.
+    `model.embed(images)` returns one vector (B, D) for each image, `model.tokens(images)` one for each patch, and
+    `jepa.predict` uses the predictor; see `Model`. Raises `InputError` if the weights cannot be read, or if a key is
+    missing or unexpected.
     """
     from jepa.config import load_code
-    from jepa.runs import load_encoder  # torch is imported on the first load, not with the package
+    from jepa.interop import load_model  # torch is imported on the first load, not with the package
 
     if code is not None:
         load_code(code)
-    return load_encoder(path, encoder)
+    return load_model(path, encoder, device)
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("Model", "Movement", "predict"):
+        return getattr(importlib.import_module("jepa.interop"), name)
+    raise AttributeError(f"module 'jepa' has no attribute '{name}'")

@@ -142,8 +142,7 @@ class EvaluationRun:
     @property
     def grid(self) -> tuple[int, int]:
         """Height and width of the trained encoder's token grid."""
-        encoder = self.encoders["trained"]
-        return encoder.size[0] // encoder.backbone.stride, encoder.size[1] // encoder.backbone.stride
+        return self.encoders["trained"].grid
 
     @cached_property
     def saccade_retrieval(self) -> dict[str, Any] | None:

@@ -60,7 +60,7 @@ def test_an_energy_transformer_trains_and_its_energy_falls(tiny, tmp_path):
     assert "decreases at every step for 100% of them" in " ".join(as_text(result, run.path).split())
     again = jepa.load(str(run.path))
     assert again.embed(torch.rand(2, 3, 16, 16)).shape == (2, 32)
-    assert not again.training
+    assert not again.encoder.training
 
 
 def test_training_changes_the_encoder_and_lowers_the_loss(tiny, tmp_path):
@@ -275,7 +275,7 @@ def test_evaluate_and_load(tiny, tmp_path):
     encoder = jepa.load(str(run.path))
     features = encoder.embed(torch.randint(0, 256, (2, 3, 20, 30), dtype=torch.uint8))
     assert features.shape == (2, 32)
-    assert not encoder.training
+    assert not encoder.encoder.training
     with pytest.raises(InputError, match=r"there is no encoder 'teacher'; .* has target, context"):
         jepa.load(str(run.path), "teacher")
 

@@ -126,6 +126,11 @@ class Encoder(nn.Module):
         """The device of the weights."""
         return self.mean.device
 
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the tokens of an image of the size `size`."""
+        return self.size[0] // self.backbone.stride, self.size[1] // self.backbone.stride
+
     def prepare(self, images: Tensor) -> Tensor:
         """Resize and normalize images (B, C, H, W), uint8 or floats in [0, 1], for the backbone.
 

@@ -12,13 +12,13 @@ from contextlib import nullcontext, suppress
 import numpy as np
 from PIL import ExifTags, Image, ImageFile
 
-from jepa.data.bit_depth import Unreadable
+from jepa.data.bit_depth import Layout, Unreadable, rows, to_eight_bits
 from jepa.data.color_profile import to_srgb
 from jepa.data.repair import END_OF_IMAGE, JPEG, end_jpeg, lacks_end, repairs
 from jepa.data.samples import codec_of, load_eight_bits
 from jepa.files import printable
 
-__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode", "read_header"]
+__all__ = ["EXTENSIONS", "FORMATS", "Unreadable", "decode", "decode_opened", "read_header"]
 
 Image.init()
 warnings.filterwarnings("ignore", module="PIL")  # warnings about damaged metadata and large images
@@ -84,6 +84,32 @@ def decode(file: bytes, channels: int, canvas: tuple[int, int] | None = None) ->
         if "cannot identify" in reason:
             reason = TIFF_REASON if file[:2] in (b"II", b"MM") else "it is not an image that Pillow can read"
         raise Unreadable(reason) from error
+    return _as_array(image, channels)
+
+
+def decode_opened(image: Image.Image, channels: int, canvas: tuple[int, int] | None = None) -> np.ndarray:
+    """Convert an image that Pillow has opened or created to uint8 (C, H, W), as `decode` converts a file.
+
+    Pillow reduces color of 16 bits to 8 bits when it opens a file, so such files are better passed to `decode`. Raises
+    `Unreadable` if the pixels cannot be loaded.
+    """
+    try:
+        image.load()
+    except Exception as error:  # damaged files can raise almost any exception
+        raise Unreadable(printable(" ".join(str(error).split()))) from error
+    profile, orientation = image.info.get("icc_profile"), _orientation(image)
+    if image.mode[0] in "IF":  # integers of 16 or 32 bits, or floats
+        image = to_eight_bits(lambda: rows(image), image.size, Layout())
+    image = _in_plain_mode(_upright(image, orientation))
+    if canvas is not None:
+        image = fit_canvas(image, canvas)
+    image = to_srgb(remove_transparency(image), profile)
+    mode = "L" if channels == 1 else "RGB"
+    return _as_array(image if image.mode == mode else image.convert(mode), channels)
+
+
+def _as_array(image: Image.Image, channels: int) -> np.ndarray:
+    """Return the pixels of an image of mode L or RGB as (C, H, W)."""
     array = np.asarray(image).reshape(image.height, image.width, channels)
     return np.ascontiguousarray(array.transpose(2, 0, 1))
 

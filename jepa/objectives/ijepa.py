@@ -64,9 +64,7 @@ class IJepa(Objective):
         assert isinstance(config.objective, IJepaConfig)
         self.config = config.objective
         self.context = build_encoder(config.backbone, config.data)
-        stride = self.context.backbone.stride
-        self.size = config.data.size
-        self.grid = (self.size[0] // stride, self.size[1] // stride)
+        self.size, self.grid = config.data.size, self.context.grid
         trunk = build_trunk(config.backbone, self.config.predictor)
         dim = self.context.backbone.dim
         self.predictor = Predictor(*trunk, dim=dim, out=dim, grid=self.grid)
