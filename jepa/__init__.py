@@ -13,14 +13,23 @@ if TYPE_CHECKING:
 __all__ = ["Model", "Movement", "__version__", "load", "predict"]
 
 
-def load(path: str, encoder: str | None = None, *, device: str = "auto", code: str | None = None) -> Model:
+def load(
+    path: str,
+    encoder: str | None = None,
+    *,
+    device: str = "auto",
+    code: str | None = None,
+    num_heads: int | None = None,
+) -> Model:
     """Load a trained model in evaluation mode, with its preprocessing and its predictor.
 
     Args:
-        path: a run folder (`runs/demo`) or one of its checkpoints.
+        path: a run folder (`runs/demo`) or one of its checkpoints; a checkpoint of the official I-JEPA code (.pth.tar);
+            a folder of `IJepaModel` of transformers, or of a Vision Transformer or ConvNet of timm; or hf:OWNER/NAME.
         encoder: `target` (the default) or `context`, or `encoder` for a method without a teacher.
         device: `cpu`, `cuda`, `cuda:1` or `mps`; by default, a GPU if there is one.
         code: the Python file that defines the parts of the experiment, if it was trained with one. The file is run.
+        num_heads: the number of heads in a checkpoint of the official code whose size is not a published one.
 
     `model.embed(images)` returns one vector (B, D) for each image, `model.tokens(images)` one for each patch, and
     `jepa.predict` uses the predictor; see `Model`. Raises `InputError` if the weights cannot be read, or if a key is
@@ -31,7 +40,7 @@ def load(path: str, encoder: str | None = None, *, device: str = "auto", code: s
 
     if code is not None:
         load_code(code)
-    return load_model(path, encoder, device)
+    return load_model(path, encoder, device, num_heads)
 
 
 def __getattr__(name: str) -> Any:

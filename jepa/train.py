@@ -64,6 +64,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
     or if training diverges. Raises `Interrupted` after a signal, or if the images cannot be loaded any more, when
     everything has been saved.
     """
+    config.objective.check_training()
     from_dict(Config, to_dict(config))  # settings that could not be read from config.json are rejected before training
     distributed.keep_freed_memory()
     run = Run(path)

@@ -103,7 +103,8 @@ def test_one_flag_replaces_the_backbone(capsys, config_file, tmp_path):
         ),
         (
             ["train", "--backbone", "enrgy"],
-            "--backbone must be one of vit, energy, convnet, plain-convnet, got 'enrgy'; did you mean 'energy'?",
+            "--backbone must be one of vit, energy, convnet, timm-vit, plain-convnet, got 'enrgy'; did you mean "
+            "'energy'?",
         ),
         (
             ["train", "--backbone", "energy", "--backbone.alpha", "-1"],
@@ -111,7 +112,7 @@ def test_one_flag_replaces_the_backbone(capsys, config_file, tmp_path):
         ),
         (
             ["train", "--backbone", "--steps", "1"],
-            "--backbone has no value; give one of vit, energy, convnet, plain-convnet",
+            "--backbone has no value; give one of vit, energy, convnet, timm-vit, plain-convnet",
         ),
         (["train", "--backbone", "energy", "--backbone.size", "96x4x5"], "96 is not divisible by 5 heads"),
         (["train", "--batch-size", "20000"], "choose --batch-size"),

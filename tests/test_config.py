@@ -60,7 +60,8 @@ def test_parts_carry_their_kind():
         ({"steps": True}, "config.steps must be an integer, got true"),
         (
             {"backbone": {"kind": "vitt"}},
-            "config.backbone.kind must be one of vit, energy, convnet, plain-convnet, got 'vitt'; did you mean 'vit'?",
+            "config.backbone.kind must be one of vit, energy, convnet, timm-vit, plain-convnet, got 'vitt'; did you "
+            "mean 'vit'?",
         ),
         ({"precision": "fp8"}, "config.precision must be one of auto, fp32, bf16, got 'fp8'"),
         ({"objective": {"crop": {"scale": [0.5]}}}, "config.objective.crop.scale must be"),

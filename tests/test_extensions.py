@@ -105,7 +105,7 @@ def test_a_part_of_the_package_is_one_line_in_its_table(tiny):
     BACKBONES[config_class] = f"{config_class.__module__}:Mixer"
     assert BACKBONES.implementation(config_class()).__name__ == "Mixer"
     message = str(_error(lambda: BACKBONES.config_class("mixr", "--backbone")))
-    assert "vit, energy, convnet, plain-convnet, mixer" in message
+    assert "vit, energy, convnet, timm-vit, plain-convnet, mixer" in message
     with pytest.raises(InputError, match="ijepa masks the input of its encoder, which a mixer does not support"):
         dataclasses.replace(tiny, backbone=config_class())
 

@@ -78,6 +78,13 @@ class Backbone(nn.Module):
         """
         raise NotImplementedError
 
+    def attention(self, images: Tensor) -> Tensor | None:
+        """Return the attention weights (L, B, H, N, N) of normalized images, indexed by query, then key.
+
+        They are those of patches, and sum to 1 over keys. Returns None if the backbone has no attention.
+        """
+        return None
+
     @classmethod
     def build_trunk(cls, config: Any, dim: int, depth: int, num_heads: int) -> Trunk | None:
         """Build a trunk of the same kind for a predictor, or return None to use a stack of ViT blocks.

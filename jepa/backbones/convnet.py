@@ -30,7 +30,7 @@ class ConvNet(Backbone):
     def __init__(self, config: ConvNetConfig, channels: int, image_size: tuple[int, int]) -> None:
         super().__init__()
         height, width = image_size
-        self.model = create_model(config.name, channels)
+        self.model, self.small_stem = create_model(config.name, channels), config.small_stem
         stride_factor = shrink_stem(self.model, config.name) if config.small_stem else 1
         self.dim = self.model.feature_info[-1]["num_chs"]
         self.stride = self.model.feature_info[-1]["reduction"] // stride_factor

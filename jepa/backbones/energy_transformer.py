@@ -238,6 +238,7 @@ class EnergyTransformer(PatchBackbone):
 
     def __init__(self, config: EnergyConfig, channels: int, image_size: tuple[int, int]) -> None:
         dim, num_steps, num_heads = config.dimensions
+        std = 0.002 if config.init == "paper" else dim**-0.5
         super().__init__(
             EnergyTrunk(config, dim, num_steps, num_heads),
             stem=config.stem,
@@ -246,26 +247,13 @@ class EnergyTransformer(PatchBackbone):
             num_layers=num_steps,
             channels=channels,
             image_size=image_size,
+            learned_positions=std if config.positions == "learned" else None,
         )
-        self.learned = None  # learned position embeddings (N, D) on the training grid
-        if config.positions == "learned":
-            self.learned = nn.Parameter(torch.empty(self.trained_grid[0] * self.trained_grid[1], dim))
-            nn.init.normal_(self.learned, std=0.002 if config.init == "paper" else dim**-0.5)
 
     @classmethod
     def build_trunk(cls, config: EnergyConfig, dim: int, depth: int, num_heads: int) -> EnergyTrunk:
         """Build the trunk of a predictor with `depth` steps."""
         return EnergyTrunk(config, dim, depth, num_heads)
-
-    def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the position embeddings (N, D) of a grid, interpolating learned ones if needed."""
-        if self.learned is None:
-            return super().positions(grid, device)
-        if grid == self.trained_grid:
-            return self.learned
-        embeddings = rearrange(self.learned, "(h w) d -> 1 d h w", h=self.trained_grid[0])
-        resized = F.interpolate(embeddings, grid, mode="bicubic", antialias=True)
-        return rearrange(resized, "1 d h w -> (h w) d")
 
     def energy(self, images: Tensor) -> Energies:
         """Return the energies (T + 1, B) of normalized images (B, C, H, W) before each step and after the last."""

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 
 import torch
+import torch.nn.functional as F
 from einops import rearrange
 from torch import Tensor, nn
 
@@ -21,9 +22,10 @@ __all__ = ["PatchBackbone"]
 
 
 class PatchBackbone(Backbone):
-    """A patch-embedding stem, sin-cos position embeddings and a trunk.
+    """A patch-embedding stem, position embeddings and a trunk.
 
-    Only the tokens in `keep` are processed by the trunk.
+    Only the tokens in `keep` are processed by the trunk. `learned_positions` is the standard deviation of the initial
+    values of learned position embeddings; by default, they are fixed sines and cosines.
     """
 
     def __init__(
@@ -36,12 +38,17 @@ class PatchBackbone(Backbone):
         num_layers: int,
         channels: int,
         image_size: tuple[int, int],
+        learned_positions: float | None = None,
     ) -> None:
         super().__init__()
         self.dim, self.stride, self.num_layers = dim, patch_size, num_layers
         self.trained_grid = (image_size[0] // patch_size, image_size[1] // patch_size)
         self.stem = build_stem(stem, channels, dim, patch_size)
         self.trunk = trunk
+        self.learned = None  # learned position embeddings (N, D) on the training grid
+        if learned_positions is not None:
+            self.learned = nn.Parameter(torch.empty(self.trained_grid[0] * self.trained_grid[1], dim))
+            nn.init.normal_(self.learned, std=learned_positions)
         self._sincos_cache: dict[tuple[tuple[int, int], torch.device], Tensor] = {}
 
     def forward(
@@ -80,7 +87,13 @@ class PatchBackbone(Backbone):
         return rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device), grid
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
-        """Return the position embeddings (N, D) of a grid, cached per grid and device."""
+        """Return the position embeddings (N, D) of a grid; learned ones are interpolated if necessary."""
+        if self.learned is not None:
+            if grid == self.trained_grid:
+                return self.learned
+            embeddings = rearrange(self.learned, "(h w) d -> 1 d h w", h=self.trained_grid[0])
+            resized = F.interpolate(embeddings, grid, mode="bicubic", antialias=True)
+            return rearrange(resized, "1 d h w -> (h w) d")
         key = (grid, device)
         if key not in self._sincos_cache:
             self._sincos_cache[key] = sincos_positions(self.dim, grid, self.trained_grid).to(device)

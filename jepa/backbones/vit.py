@@ -1,4 +1,4 @@
-"""The Vision Transformer of I-JEPA: fixed sin-cos positions, no class token, pre-norm blocks.
+"""The Vision Transformer of I-JEPA: sin-cos or learned positions, no class token, pre-norm blocks.
 
 The blocks are from timm; this module adds the initialization and the masking of padding.
 
@@ -24,13 +24,15 @@ from timm.models.vision_transformer import Attention, Block  # noqa: E402  (timm
 
 __all__ = ["ViT", "ViTTrunk"]
 
+INITIAL_STD = 0.02  # of weights and learned position embeddings
+
 
 class ViTTrunk(Trunk):
     """A stack of pre-norm transformer blocks with a final LayerNorm."""
 
-    def __init__(self, dim: int, depth: int, num_heads: int, mlp_ratio: float = 4.0) -> None:
+    def __init__(self, dim: int, depth: int, num_heads: int, *, mlp_ratio: float = 4.0, norm_eps: float = 1e-6) -> None:
         super().__init__()
-        norm = partial(nn.LayerNorm, eps=1e-6)
+        norm = partial(nn.LayerNorm, eps=norm_eps)
         blocks = [Block(dim, num_heads, mlp_ratio, qkv_bias=True, norm_layer=norm) for _ in range(depth)]
         self.blocks = nn.ModuleList(blocks)
         self.norm = norm(dim)
@@ -81,13 +83,14 @@ class ViT(PatchBackbone):
     def __init__(self, config: ViTConfig, channels: int, image_size: tuple[int, int]) -> None:
         dim, depth, num_heads, mlp_ratio = config.dimensions
         super().__init__(
-            ViTTrunk(dim, depth, num_heads, mlp_ratio),
+            ViTTrunk(dim, depth, num_heads, mlp_ratio=mlp_ratio, norm_eps=config.norm_eps),
             stem=config.stem,
             patch_size=config.patch,
             dim=dim,
             num_layers=depth,
             channels=channels,
             image_size=image_size,
+            learned_positions=INITIAL_STD if config.positions == "learned" else None,
         )
 
 
@@ -103,5 +106,5 @@ def attention_weights(attention: Attention, x: Tensor, mask: Tensor | None) -> T
 def init_weights(module: nn.Module) -> None:
     """Initialize linear layers as in the I-JEPA code: truncated normal with std 0.02, zero bias."""
     if isinstance(module, nn.Linear):
-        nn.init.trunc_normal_(module.weight, std=0.02)
+        nn.init.trunc_normal_(module.weight, std=INITIAL_STD)
         nn.init.zeros_(module.bias)

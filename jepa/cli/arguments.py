@@ -44,7 +44,7 @@ def show(text: str) -> None:
 def call_command(command: Callable[..., int], described_by: Callable[[list[str]], int], arguments: list[str]) -> int:
     """Call a command with the values that the arguments give to its parameters."""
     _, usage = description(described_by)
-    return call(command, arguments, f"jepa {described_by.__name__}", usage)
+    return call(command, arguments, f"jepa {described_by.__name__.rstrip('_')}", usage)
 
 
 def description(command: Callable[[list[str]], int]) -> tuple[str, str]:

@@ -9,6 +9,7 @@ from jepa.config.backbones import (
     ConvNetConfig,
     EnergyConfig,
     PlainConvNetConfig,
+    TimmViTConfig,
     ViTConfig,
     is_power_of_two,
     parse_width,
@@ -29,6 +30,7 @@ from jepa.config.base import (
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, require, suggest
 from jepa.config.ijepa import IJepaConfig
+from jepa.config.imported import ImportedConfig
 from jepa.config.lejepa import LeJepaConfig
 from jepa.config.mae import MAEConfig
 from jepa.config.recipes import RECIPES, recipe
@@ -54,6 +56,7 @@ __all__ = [
     "EnergyConfig",
     "FixationConfig",
     "IJepaConfig",
+    "ImportedConfig",
     "InputError",
     "LeJepaConfig",
     "MAEConfig",
@@ -65,6 +68,7 @@ __all__ = [
     "SaccadeConfig",
     "SourceConfig",
     "SupervisedConfig",
+    "TimmViTConfig",
     "VICRegConfig",
     "ViTConfig",
     "is_power_of_two",

@@ -17,6 +17,7 @@ __all__ = [
     "ConvNetConfig",
     "EnergyConfig",
     "PlainConvNetConfig",
+    "TimmViTConfig",
     "ViTConfig",
     "is_power_of_two",
     "parse_width",
@@ -25,6 +26,7 @@ __all__ = [
 MAX_DIM, MAX_DEPTH = 16_384, 1_000
 MAX_PARAMETERS = 30_000_000_000  # of the blocks; the largest published Vision Transformer has 22 billion
 MAX_TOKENS = 65_536  # of an image
+MAX_MLP_RATIO = 16
 WHITENING_SIDE = 4  # side of a whitening filter, in pixels
 VIT_SIZES: dict[str, tuple[int, int, int, float]] = {
     "tiny": (192, 12, 3, 4.0),
@@ -117,7 +119,7 @@ def check_whitening(data: DataConfig) -> None:
 
 @dataclass(frozen=True)
 class ViTConfig(BackboneConfig):
-    """A Vision Transformer (Dosovitskiy et al. 2021) with fixed sin-cos positions and no class token."""
+    """A Vision Transformer (Dosovitskiy et al. 2021) with sin-cos or learned positions and no class token."""
 
     kind: ClassVar[str] = "vit"
     maskable: ClassVar[bool] = True
@@ -130,9 +132,18 @@ class ViTConfig(BackboneConfig):
     """Layers from patches to tokens: linear (the paper), conv (3x3 convolutions that look across patch borders),
     patch-conv (each token depends on its own patch only), or whitening (4x4 filters computed from the images and
     not learned, then 2x2 convolutions; looks one pixel across patch borders)."""
+    positions: Literal["sincos", "learned"] = "sincos"
+    """Fixed sin-cos position embeddings (the paper), or learned ones."""
+    mlp_ratio: float | None = None
+    """Width of the hidden layer of each block, relative to that of a token: 4 by default, 48/11 for giant."""
+    norm_eps: float = 1e-6
+    """Constant that the LayerNorms add to the variance."""
 
     def __post_init__(self) -> None:
         check_patches(self.size, self.patch, self.stem)
+        ratio = self.mlp_ratio
+        require(ratio is None or 0 < ratio <= MAX_MLP_RATIO, f"backbone.mlp_ratio must be in (0, 16], got {ratio}")
+        require(0 <= self.norm_eps <= 1, f"backbone.norm_eps must be between 0 and 1, got {self.norm_eps}")
 
     def check_data(self, data: DataConfig) -> None:
         """Require an image size that is a multiple of the patch size."""
@@ -143,7 +154,10 @@ class ViTConfig(BackboneConfig):
     @property
     def dimensions(self) -> tuple[int, int, int, float]:
         """Width, depth, number of heads, MLP ratio."""
-        return VIT_SIZES[self.size] if self.size in VIT_SIZES else (*parse_width(self.size, "backbone.size"), 4.0)
+        named = self.size in VIT_SIZES
+        *shape, ratio = VIT_SIZES[self.size] if named else (*parse_width(self.size, "backbone.size"), 4.0)
+        dim, depth, num_heads = (int(number) for number in shape)
+        return dim, depth, num_heads, self.mlp_ratio or ratio
 
 
 MAX_MEMORIES = 256  # per dimension of a token
@@ -222,6 +236,20 @@ class ConvNetConfig(BackboneConfig):
     """Name of a timm model: convnext_atto, resnet18, efficientnet_b0, …"""
     small_stem: bool = False
     """Halve the stride of the first layer and remove a pooling layer after it, for images of about 32 pixels."""
+
+
+@dataclass(frozen=True)
+class TimmViTConfig(BackboneConfig):
+    """Any Vision Transformer of timm, by name, with its class token, registers and other parts."""
+
+    kind: ClassVar[str] = "timm-vit"
+    maskable: ClassVar[bool] = True
+
+    name: str = "vit_small_patch16_224"
+    """Name of a timm model: vit_small_patch16_224, vit_base_patch14_dinov2, …"""
+    pool: Literal["token", "avg", "avgmax", "max", "map", "prr", ""] = "token"
+    """Pooling for which timm built the model; with avg, its final norm follows the average over patches. Features are
+    averages over patches with all of them."""
 
 
 @dataclass(frozen=True)

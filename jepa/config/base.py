@@ -66,6 +66,9 @@ class ObjectiveConfig:
     def check_experiment(self, config: Config) -> None:
         """Raise `InputError` if the objective is incompatible with the rest of the experiment."""
 
+    def check_training(self) -> None:
+        """Raise `InputError` if there is nothing to train."""
+
     def supervised_crop(self) -> CropConfig:
         """Return the crops on which `jepa evaluate --full` trains its supervised baseline.
 

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from jepa.config.backbones import ConvNetConfig, EnergyConfig, PlainConvNetConfig, ViTConfig
+from jepa.config.backbones import ConvNetConfig, EnergyConfig, PlainConvNetConfig, TimmViTConfig, ViTConfig
 from jepa.config.base import BACKBONES, OBJECTIVES, SOURCES, SourceConfig
 from jepa.config.errors import InputError, suggest
 from jepa.config.ijepa import IJepaConfig
+from jepa.config.imported import ImportedConfig
 from jepa.config.lejepa import LeJepaConfig
 from jepa.config.mae import MAEConfig
 from jepa.config.saccade import SaccadeConfig
@@ -30,10 +31,12 @@ OBJECTIVES[VICRegConfig] = "jepa.objectives.vicreg:VICReg"
 OBJECTIVES[LeJepaConfig] = "jepa.objectives.lejepa:LeJepa"
 OBJECTIVES[MAEConfig] = "jepa.objectives.mae:MAE"
 OBJECTIVES[SupervisedConfig] = "jepa.objectives.supervised:Supervised"
+OBJECTIVES[ImportedConfig] = "jepa.objectives.imported:Imported"
 
 BACKBONES[ViTConfig] = "jepa.backbones.vit:ViT"
 BACKBONES[EnergyConfig] = "jepa.backbones.energy_transformer:EnergyTransformer"
 BACKBONES[ConvNetConfig] = "jepa.backbones.convnet:ConvNet"
+BACKBONES[TimmViTConfig] = "jepa.backbones.timm_vit:TimmViT"
 BACKBONES[PlainConvNetConfig] = "jepa.backbones.plain_convnet:PlainConvNet"
 
 SOURCES[SampleSource] = "jepa.data.sources.parquet:Sample"

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor
 
 from jepa.backbones import Encoder, eval_mode
-from jepa.backbones.patch_embed import PatchBackbone
 
 __all__ = ["attention", "entropy", "rollout"]
 
@@ -24,10 +23,9 @@ def attention(encoder: Encoder, images: Tensor) -> Tensor | None:
     These are the weights used in the forward pass; they sum to 1 over the keys. Returns None if the backbone has no
     attention.
     """
-    if not isinstance(encoder.backbone, PatchBackbone):
-        return None
     with eval_mode(encoder):
-        return encoder.backbone.attention(encoder.prepare(images.to(encoder.device))).float().cpu()
+        weights = encoder.backbone.attention(encoder.prepare(images.to(encoder.device)))
+    return None if weights is None else weights.float().cpu()
 
 
 def rollout(weights: Tensor) -> Tensor:

@@ -1,0 +1,25 @@
+"""An imported encoder, without the method that trained it."""
+
+from __future__ import annotations
+
+from jepa.backbones import Encoder, build_encoder
+from jepa.config import Config
+from jepa.objectives.base import Objective
+
+__all__ = ["Imported"]
+
+
+class Imported(Objective):
+    """Holds an encoder from another library. It cannot be trained as it is; see `ImportedConfig.check_training`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.encoder = build_encoder(config.backbone, config.data)
+
+    def describe(self) -> str:
+        """Describe the encoder in one line."""
+        return "an imported encoder"
+
+    def encoders(self) -> dict[str, Encoder]:
+        """Return the encoder."""
+        return {"encoder": self.encoder}
