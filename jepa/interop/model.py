@@ -17,9 +17,10 @@ from jepa.interop.predictor import (
     Movement,
     SaccadePredictor,
     TokenPredictor,
-    as_positions,
     build_predictor,
+    check_count,
     check_positions,
+    positions_of,
 )
 from jepa.objectives import Objective
 
@@ -119,15 +120,14 @@ class Model:
         grid, done = (0, 0), 0
         with torch.inference_mode():
             for batch in self._batches(images, batch_size):
-                keep = (
-                    None if positions is None else as_positions(positions, slice(done, done + len(batch)), self.device)
-                )
+                keep = None if positions is None else positions_of(positions, done, len(batch), self.device)
                 if keep is not None:
                     check_positions(keep, len(batch), encoder.grid)
-                pixels = encoder.prepare(batch)
-                tokens = encoder.backbone(pixels, keep)
+                tokens = encoder.backbone(encoder.prepare(batch), keep)
                 grid, done = tokens.grid, done + len(batch)
                 parts.append(tokens.x.float().cpu())
+        if positions is not None:
+            check_count(positions, done)
         return Tokens(torch.cat(parts) if parts else torch.empty(0, 0, self.dim), grid)
 
 
@@ -163,6 +163,8 @@ def predict(
             return predictor(context, moved).cpu()  # type: ignore[no-any-return]
         if positions is None or targets is None or movement is not None:
             raise InputError("an I-JEPA predicts from positions: give positions=... of the context, and targets=...")
-        given = [as_positions(values, slice(0, len(context)), model.device) for values in (positions, targets)]
+        for values in (positions, targets):
+            check_count(values, len(context))
+        given = [positions_of(values, 0, len(context), model.device) for values in (positions, targets)]
         predictor.check(context, *given)
         return predictor(context, *given).cpu()  # type: ignore[no-any-return]

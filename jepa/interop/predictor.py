@@ -150,10 +150,10 @@ def build_predictor(objective: Objective) -> TokenPredictor | SaccadePredictor |
     return None
 
 
-def as_positions(positions: Sequence[int] | Tensor, images: slice, device: torch.device) -> Tensor:
-    """Return the token positions of some images as (B, K); one list (K,) is used for all images."""
+def positions_of(positions: Sequence[int] | Tensor, start: int, count: int, device: torch.device) -> Tensor:
+    """Return the token positions (count, K) of images from `start` on; one list (K,) is used for all images."""
     tensor = torch.as_tensor(positions, device=device)
-    return tensor.expand(images.stop - images.start, -1) if tensor.ndim == 1 else tensor[images]
+    return tensor.expand(count, -1) if tensor.ndim == 1 else tensor[start : start + count]
 
 
 def check_positions(positions: Tensor, count: int, grid: tuple[int, int]) -> None:
@@ -173,3 +173,12 @@ def check_positions(positions: Tensor, count: int, grid: tuple[int, int]) -> Non
         )
     if bool((positions.sort(1).values.diff() == 0).any()):
         raise InputError("positions of an image must be different, got some of them twice")
+
+
+def check_count(positions: Sequence[int] | Tensor, count: int) -> None:
+    """Raise `InputError` if positions are given for each image, but not for as many images as there are."""
+    tensor = torch.as_tensor(positions)
+    if tensor.ndim == 2 and len(tensor) != count:
+        raise InputError(
+            f"positions must be (K,), or (B, K) with a row for each of {count} images, got {len(tensor)} rows"
+        )
