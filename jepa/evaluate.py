@@ -94,6 +94,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         "protocol": {"precision": f"features computed in {run.store.precision}"} | PROTOCOL,
         "version": __version__,
     }
+    if origin := run.metadata.get("origin"):
+        result["origin"] = origin
     if warning := warning_of(run, scores):
         result["warning"] = warning
     if predictions := run.patch_predictions or run.view_predictions or run.pixel_predictions:

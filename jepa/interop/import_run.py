@@ -30,5 +30,5 @@ def import_run(path: str, out: Path, source: str | None = None, num_heads: int |
     config = dataclasses.replace(pretrained.config, name=run.path.resolve().name, data=data)
     with run.lock():
         Run.create(run.path, config)
-        run.save("last", to_tensors(pretrained.objective), step=config.steps, seconds=0.0, images="", origin=str(path))
+        run.save("last", to_tensors(pretrained.objective), step=config.steps, seconds=0.0, origin=str(path))
     return run, config

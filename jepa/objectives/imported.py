@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from jepa.backbones import Encoder, build_encoder
 from jepa.config import Config
+from jepa.data import Batch
 from jepa.objectives.base import Objective
+from jepa.rng import Rng
 
 __all__ = ["Imported"]
 
@@ -15,6 +17,9 @@ class Imported(Objective):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.encoder = build_encoder(config.backbone, config.data)
+
+    def sample(self, batch: Batch, rng: Rng) -> None:
+        """Return None: there is no input other than the images."""
 
     def describe(self) -> str:
         """Describe the encoder in one line."""

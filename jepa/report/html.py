@@ -86,9 +86,10 @@ def heading(run: EvaluationRun, result: dict[str, Any]) -> str:
 def facts(run: EvaluationRun, result: dict[str, Any]) -> str:
     """Return how the run was trained and evaluated, and what was left out."""
     data, config = result["data"], run.config
+    trained = f"step {result['step']:,} of {result['steps']:,}, {duration(result['train_seconds'])}"
     found = {
         "model": f"objective {config.objective.kind}, backbone {config.backbone.kind}; {describe_parameters(run)}",
-        "training": f"step {result['step']:,} of {result['steps']:,}, {duration(result['train_seconds'])}",
+        "training": f"imported from {result['origin']}" if "origin" in result else trained,
         "scores": f"on {data['source']}: fitted on {data['train']:,} images, scored on {data['test']:,} images "
         f"({data['split']})",
         "evaluated": f"{datetime.now():%Y-%m-%d %H:%M}, in {duration(result['evaluation_seconds'])}, on "

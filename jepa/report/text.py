@@ -166,10 +166,10 @@ def _notes(result: dict[str, Any], path: str | Path) -> str:
             f"Skipped: {len(unreadable)} unreadable image{'s' * (len(unreadable) > 1)} (listed in evaluation.json), "
             f"for example {unreadable[0]}."
         )
-    lines.append(
-        f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s, scored in "
-        f"{result['evaluation_seconds']:.0f} s. All files are in {unbroken(path)}."
-    )
+    trained = f"Step {result['step']:,} of {result['steps']:,}, trained in {result['train_seconds']:.0f} s"
+    if "origin" in result:
+        trained = f"Imported from {unbroken(result['origin'])}"
+    lines.append(f"{trained}, scored in {result['evaluation_seconds']:.0f} s. All files are in {unbroken(path)}.")
     return "\n".join(map(wrap, lines))
 
 
