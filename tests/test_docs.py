@@ -1,0 +1,79 @@
+"""Every command and every piece of code in docs/use-your-model.md runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from jepa.cli import main
+from jepa.config import FixationConfig, PlainConvNetConfig, SaccadeConfig
+from jepa.train import train
+from tests.conftest import tiny_config, toy_images
+from tests.test_import import ijepa_model, official_predictor, official_state
+
+GUIDE = Path(__file__).resolve().parent.parent / "docs" / "use-your-model.md"
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+
+
+def write_photos(folder: Path, count: int = 60, seed: int = 0) -> None:
+    """Write images of two classes, in a training and a test split."""
+    images, labels = toy_images(count, size=24, seed=seed)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        path = folder / ("test" if i % 3 == 0 else "train") / ("left" if label == 0 else "right") / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+
+
+@pytest.fixture(scope="module")
+def workplace(tmp_path_factory) -> Path:
+    """A folder with the images and runs that the guide names."""
+    folder = tmp_path_factory.mktemp("guide")
+    write_photos(folder / "photos")
+    for name, size in (("a.jpg", (30, 40)), ("b.png", (50, 20))):
+        pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / name)
+    config = tiny_config(str(folder / "photos"), steps=2)
+    config = type(config)(
+        **(vars(config) | {"data": type(config.data)(source=config.data.source, image_size=32, canvas=32)})
+    )
+    train(config, folder / "runs" / "demo")
+    parts = {
+        "backbone": PlainConvNetConfig(width=4, stages=2, dim=16),
+        "objective": SaccadeConfig(fixations=FixationConfig(view_fraction=0.75, shift=0.2, rotation=10.0)),
+    }
+    train(type(config)(**(vars(config) | parts)), folder / "runs" / "saccade-demo")
+    target = official_state(ijepa_model(hidden_size=192, num_hidden_layers=12, intermediate_size=768))  # ViT-Ti
+    predictor = official_predictor(192, (6, 6))
+    torch.save(
+        {"encoder": target, "target_encoder": target, "predictor": predictor}, folder / "IN1K-vit.h.14-300e.pth.tar"
+    )
+    return folder
+
+
+def test_code_of_the_guide(workplace, monkeypatch):
+    monkeypatch.chdir(workplace)
+    names: dict[str, object] = {}
+    for block in blocks("python"):
+        exec(block, names)
+    assert names["features"].shape == (2, 32)
+    assert names["expected"].shape == (1, 16)
+
+
+@pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: " ".join(block.split()[:3]))
+def test_commands_of_the_guide(block, workplace, monkeypatch, capsys, short_report):
+    """Run in the order of the guide, in one folder: later commands use what earlier ones wrote."""
+    monkeypatch.chdir(workplace)
+    short_report("classes")
+    for line in block.replace("\\\n", " ").splitlines():
+        program, *arguments = shlex.split(line, comments=True)
+        assert program == "jepa", line
+        with pytest.raises(SystemExit) as stop:
+            main(arguments)
+        assert not stop.value.code, f"{line}\n{capsys.readouterr().err}"
