@@ -269,6 +269,7 @@ def supervised_config(config: Config, classes: int) -> Config:
     It has the same backbone, images, steps and optimizer, but is trained with labels.
     """
     if isinstance(config.objective, SupervisedConfig):
-        return dataclasses.replace(config, objective=dataclasses.replace(config.objective, classes=classes))
+        objective = dataclasses.replace(config.objective, classes=classes, names=(), head="random")
+        return dataclasses.replace(config, objective=objective, init=None)
     objective = SupervisedConfig(classes, config.objective.supervised_crop())
-    return dataclasses.replace(config, name="supervised", objective=objective)
+    return dataclasses.replace(config, name="supervised", objective=objective, init=None)

@@ -53,7 +53,7 @@ def online_warning(scores: dict[str, float], untrained: dict[str, float], object
     if scores.get("knn", math.inf) >= untrained.get("knn", 0.0) - drop:
         return collapse_warning(scores, untrained, objective)
     return collapse_warning(scores, untrained, objective) or (
-        f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the untrained encoder: the features "
+        f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the encoder at the start: the features "
         f"separate the classes less well than before training; {objective.collapse_advice()}"
     )
 
@@ -163,7 +163,8 @@ class TrainingLogger:
     def log_scores(self, step: int, scores: dict[str, float]) -> None:
         """Write the scores of an online evaluation, next to those of the untrained encoder, and warn on collapse."""
         untrained = next((record for record in self.run.metrics() if "rankme" in record), scores)
-        before = f" (untrained {untrained['knn']:.1f})" if step and "knn" in untrained else ""
+        start = "untrained" if self.config.init is None else "at the start"
+        before = f" ({start} {untrained['knn']:.1f})" if step and "knn" in untrained else ""
         knn = f"kNN {scores['knn']:.1f}{before}, " if "knn" in scores else ""
         self.say(f"step {step}: {knn}RankMe {scores['rankme']:.1f}, feature std {scores['feature_std']:.4f}")
         warning = online_warning(scores, untrained, self.objective) if step else None

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,21 +53,24 @@ def _cosine(start: float, end: float, progress: float) -> float:
     return end + (start - end) * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimizer:
+def build_optimizer(
+    model: nn.Module, config: OptimConfig, lr_scales: Mapping[nn.Parameter, float] | None = None
+) -> torch.optim.Optimizer:
     """Build the optimizer, with no weight decay for one-dimensional parameters (biases, norms, tokens).
 
     Muon (Jordan et al. 2024) is that of timm: the updates of matrices, and of convolutions as matrices with one row per
-    output channel, are orthogonalized and scaled to the root mean square of AdamW's.
+    output channel, are orthogonalized and scaled to the root mean square of AdamW's. `lr_scales` are factors of the
+    learning rate of some parameters, such as those of `layer_scales`.
     """
     parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [parameter for parameter in parameters if parameter.ndim > 1], "decays": True},
-        {
-            "params": [parameter for parameter in parameters if parameter.ndim <= 1],
-            "decays": False,
-            "weight_decay": 0.0,
-        },
-    ]
+    scales = lr_scales or {}
+    groups: list[dict[str, Any]] = []
+    for scale in sorted({scales.get(parameter, 1.0) for parameter in parameters}, reverse=True):
+        chosen = [parameter for parameter in parameters if scales.get(parameter, 1.0) == scale]
+        matrices = [parameter for parameter in chosen if parameter.ndim > 1]
+        others = [parameter for parameter in chosen if parameter.ndim <= 1]
+        groups.append({"params": matrices, "decays": True, "lr_scale": scale})
+        groups.append({"params": others, "decays": False, "weight_decay": 0.0, "lr_scale": scale})
     if config.kind == "muon":
         guard()
         from timm.optim.muon import Muon  # imports torchvision
@@ -75,10 +80,10 @@ def build_optimizer(model: nn.Module, config: OptimConfig) -> torch.optim.Optimi
 
 
 def set_schedule(optimizer: torch.optim.Optimizer, step: int, steps: int, config: OptimConfig) -> float:
-    """Set the learning rate and weight decay of a step, and return the learning rate."""
+    """Set the learning rate and weight decay of a step, and return the learning rate, that of parameters of scale 1."""
     lr = learning_rate(step, steps, config)
     for group in optimizer.param_groups:
-        group["lr"] = lr
+        group["lr"] = lr * group["lr_scale"]
         if group["decays"]:
             group["weight_decay"] = weight_decay(step, steps, config)
     return lr

@@ -28,7 +28,6 @@ import torch
 from torch import Tensor, nn
 
 from jepa import distributed
-from jepa.backbones import fit_layers, has_fitted_layers
 from jepa.checkpoints import is_finite, load_tensors, to_tensors
 from jepa.config import Config, InputError
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
@@ -38,8 +37,10 @@ from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
 from jepa.data.inspect import summarize_source
-from jepa.data.stats import measure_statistics, sample_images
+from jepa.data.stats import measure_statistics
 from jepa.evaluation.online import evaluate_online
+from jepa.initialization import initialize, lr_scales
+from jepa.interop import read_config_of
 from jepa.logger import TrainingLogger
 from jepa.objectives import Objective
 from jepa.optim import build_optimizer, learning_rate, progress, set_schedule
@@ -77,9 +78,15 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         with distributed.main_first():
             dataset = open_dataset(config.data, cache=run.path.parent / CACHE.name)
             assert dataset is not None  # a source without a training split raises an error
-            config = dataclasses.replace(config, data=measure_statistics(config.data, dataset))
+            config = dataclasses.replace(
+                config,
+                data=measure_statistics(config.data, dataset),
+                objective=config.objective.with_classes(dataset.classes if dataset.labels is not None else ()),
+            )
         held_out = config.data.holdout if dataset.labels is not None else 0.0
-        data = TrainingData(dataset, *split_holdout(len(dataset), held_out))
+        objective = fresh_objective(config).to(device)
+        indices, held_out_indices = split_holdout(len(dataset), held_out)
+        data = TrainingData(dataset, objective.training_indices(dataset.labels, indices), held_out_indices)
         loader = Loader(
             dataset=dataset,
             indices=data.indices,
@@ -92,14 +99,13 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
             workers=config.data.workers,
             labels=config.objective.uses_labels,
         )
-        objective = fresh_objective(config).to(device)
+        scales = lr_scales(objective, config.optim.layer_decay)
         distributed.sync_batchnorm(objective)
-        optimizer = build_optimizer(objective, config.optim)
+        optimizer = build_optimizer(objective, config.optim, scales)
         step, seconds = start_run(run, config, resume, objective=objective, optimizer=optimizer, dataset=dataset)
         if step >= config.steps:
             return run
-        if step == 0 and has_fitted_layers(objective):
-            fit_layers(objective, sample_images(dataset, config.data.size))
+        origin = initialize(objective, config, dataset, data.indices) if step == 0 else None
         compiled: nn.Module = torch.compile(objective) if config.compile else objective  # type: ignore[assignment]
         precision = distributed.pick_precision(config.precision, device)
         autocast = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
@@ -107,7 +113,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
         logger = TrainingLogger(config, run, objective, step, seconds)
         with closing(logger), distributed.wrapped(compiled) as model, catch_signals() as received_signal:
             logger.start(f"{len(data.indices):,} images of {dataset.name}", f"{device} {precision}")
-            for note in dataset.notes:
+            for note in (*dataset.notes, *filter(None, [origin])):
                 logger.say(f"note: {note}")
             max_broken = config.data.max_broken / distributed.world_size()
             broken_files = BrokenFileLog(run.path / "broken.txt", dataset, max_broken, logger.say)
@@ -364,7 +370,7 @@ def how_to_continue(arguments: Sequence[str]) -> str:
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Train with the arguments of `jepa train`, by default those of the process, and exit."""
     given = expand_home(sys.argv[1:] if arguments is None else arguments)
-    exit_with(lambda: run_training(parse_train_arguments(given, summarize_source), given))
+    exit_with(lambda: run_training(parse_train_arguments(given, summarize_source, read_config_of), given))
 
 
 if __name__ == "__main__":

@@ -85,6 +85,10 @@ class Backbone(nn.Module):
         """
         return None
 
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, 0 for the first one, for learning rates that depend on it."""
+        return 0
+
     @classmethod
     def build_trunk(cls, config: Any, dim: int, depth: int, num_heads: int) -> Trunk | None:
         """Build a trunk of the same kind for a predictor, or return None to use a stack of ViT blocks.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from jepa.torchvision_guard import guard
 
 guard()
 import timm  # noqa: E402  (timm imports torchvision)
+from timm.models import group_parameters  # noqa: E402
 
 __all__ = ["ConvNet"]
 
@@ -65,6 +67,16 @@ class ConvNet(Backbone):
         last, maps = self.model.forward_intermediates(images)
         maps[-1] = last  # some models apply a final norm after the last stage
         return Tokens(as_tokens(last), tuple(last.shape[-2:]), None, [as_tokens(maps[layer]) for layer in layers])
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        """The layer of each parameter, as timm groups them."""
+        groups: dict[str, int] = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        return {f"model.{name}": layer for name, layer in groups.items()}
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, as timm groups them."""
+        return int(self._layers[name])
 
     def returns_feature_maps(self, channels: int, image_size: tuple[int, int]) -> bool:
         """Run the model once and return whether its outputs are feature maps of the width that timm reports."""

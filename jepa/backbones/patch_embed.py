@@ -6,6 +6,7 @@ Shapes: B images, C channels, N tokens in the grid, D width, L layers, H heads.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Sequence
 from itertools import pairwise
 
@@ -85,6 +86,14 @@ class PatchBackbone(Backbone):
         patches = self.stem(images)
         grid = (patches.shape[-2], patches.shape[-1])
         return rearrange(patches, "b d h w -> b (h w) d") + self.positions(grid, images.device), grid
+
+    def layer_of(self, name: str) -> int:
+        """Return 0 for the stem, and then the number of the block; a trunk of shared weights is one layer."""
+        found = re.match(r"trunk\.blocks\.(\d+)\.", name)
+        if found:
+            return int(found[1]) + 1
+        shared = not hasattr(self.trunk, "blocks")
+        return (1 if shared else self.num_layers) if name.startswith("trunk.") else 0
 
     def positions(self, grid: tuple[int, int], device: torch.device) -> Tensor:
         """Return the position embeddings (N, D) of a grid; learned ones are interpolated if necessary."""

@@ -58,6 +58,10 @@ class PlainConvNet(Backbone):
         tokens = [rearrange(maps[layer], "b d h w -> b (h w) d") for layer in layers]
         return Tokens(rearrange(x, "b d h w -> b (h w) d"), grid, layers=tokens)
 
+    def layer_of(self, name: str) -> int:
+        """Return the number of the convolution."""
+        return int(name.split(".")[1])
+
 
 def conv_block(in_channels: int, out_channels: int, kernel: int = 3) -> nn.Sequential:
     """Build a convolution with BatchNorm and GELU."""

@@ -6,6 +6,7 @@ Shapes: B images, C channels, N patches in the grid, P class and register tokens
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from jepa.torchvision_guard import guard
 
 guard()
 import timm  # noqa: E402  (timm imports torchvision)
+from timm.models import group_parameters  # noqa: E402
 from timm.models.vision_transformer import Block, VisionTransformer  # noqa: E402
 
 __all__ = ["TimmViT"]
@@ -73,6 +75,16 @@ class TimmViT(Backbone):
             weights.append(layer / layer.sum(-1, keepdim=True))
             x = block(x)
         return torch.stack(weights)
+
+    @cached_property
+    def _layers(self) -> dict[str, int]:
+        """The layer of each parameter, as timm groups them."""
+        groups: dict[str, int] = group_parameters(self.model, self.model.group_matcher(coarse=False), reverse=True)
+        return {f"model.{name}": layer for name, layer in groups.items()}
+
+    def layer_of(self, name: str) -> int:
+        """Return the layer of a parameter, as timm groups them."""
+        return int(self._layers[name])
 
     def _embed(self, images: Tensor, keep: Tensor | None = None) -> tuple[Tensor, tuple[int, int]]:
         """Return the class and register tokens and those of the kept patches, with positions, and the grid."""

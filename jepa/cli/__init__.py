@@ -10,7 +10,7 @@ from jepa.cli.arguments import description
 from jepa.cli.evaluation import compare, evaluate, plot
 from jepa.cli.interop import import_
 from jepa.cli.lists import data, recipes
-from jepa.cli.training import train
+from jepa.cli.training import finetune, train
 from jepa.config import InputError, suggest
 from jepa.config.arguments import expand_home
 from jepa.config.errors import exit_with
@@ -21,6 +21,7 @@ __all__ = ["COMMANDS", "main"]
 
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
+    "finetune": finetune,
     "evaluate": evaluate,
     "plot": plot,
     "compare": compare,
@@ -30,7 +31,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-USE_TORCH = ("train", "evaluate", "plot", "import")  # commands whose speed depends on the threads of torch
+USE_TORCH = ("train", "finetune", "evaluate", "plot", "import")  # commands whose speed depends on the threads of torch
 
 
 def _help() -> str:

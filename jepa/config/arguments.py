@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import tyro
 
@@ -32,18 +32,36 @@ from jepa.config.command_line import (
 )
 from jepa.config.data import DataConfig
 from jepa.config.errors import InputError, suggest
+from jepa.config.hints import shown
 from jepa.config.recipes import RECIPES, recipe
-from jepa.config.serialization import read_config
+from jepa.config.serialization import flat, read_config
 from jepa.config.user_code import load_code, loaded_code
 
-__all__ = ["Summarize", "TrainArguments", "expand_home", "parse_train_arguments"]
+__all__ = [
+    "ReadConfig",
+    "Summarize",
+    "TrainArguments",
+    "expand_home",
+    "parse_finetune_arguments",
+    "parse_train_arguments",
+]
 
 AUTO_RECIPES = {"ijepa-folder": auto_config, "saccade-folder": auto_saccade_config}
 """Recipes whose settings are chosen from the images and the device."""
 DEFAULT_RECIPE = "demo"
+OF_INIT = ("--backbone", "--data.image-size", "--data.channels")  # flags of settings that --init determines
 CODE_FILE = re.compile(r"(.+\.py)(?::(.*))?")  # FILE.py or FILE.py:RECIPE
 Summarize = Callable[[str, str, Path], tuple[DataSummary, str]]
 """(source, device, runs folder) -> (summary, one-line description)."""
+ReadConfig = Callable[[str], Config]
+"""Returns the config of a trained model, given the value of --init."""
+
+
+class Readers(NamedTuple):
+    """What reads images and models, which takes torch."""
+
+    summarize: Summarize | None
+    read_init: ReadConfig | None
 
 
 @dataclass(frozen=True)
@@ -94,8 +112,12 @@ class AutoArguments:
     device: str = "auto"
 
 
-def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> TrainArguments:
-    """Parse the arguments of `jepa train`; `summarize` inspects the images if settings are derived from them.
+def parse_train_arguments(
+    arguments: Sequence[str], summarize: Summarize, read_init: ReadConfig | None = None
+) -> TrainArguments:
+    """Parse the arguments of `jepa train`.
+
+    `summarize` inspects the images if settings are derived from them, and `read_init` reads the config of --init.
 
     Raises `InputError` for invalid arguments, and `SystemExit` after printing the help.
     """
@@ -113,15 +135,85 @@ def parse_train_arguments(arguments: Sequence[str], summarize: Summarize) -> Tra
     run = build(RunArguments(), taken.values | ({("recipe",): first[0]} if first else {}))
     if first and run.config is not None:
         raise InputError(f"give either the recipe '{first[0]}' or --config {run.config}, not both")
-    config = _default_config(run, taken.rest, summarize if not wants_help else None)
+    readers = Readers(None, None) if wants_help else Readers(summarize, read_init)
+    config, init = _default_config(run, taken.rest, readers)
     if run.backbone is not None:
         config = with_backbone(config, run.backbone)
     if wants_help:
         print_help(TrainArguments, "jepa train", default=TrainArguments(run, config))
-    config = _override(config if run.config is None else _of_other_images(config, taken.rest), taken, words)
+    config = config if run.config is None else _of_other_images(config, taken.rest)
+    config = _override(config, taken, words)
+    if init is not None:
+        _check_architecture(config, init)
     if not first and run.config is None and not run.resume and os.environ.get("RANK", "0") == "0":
         print(f"jepa: no recipe is given, so it is {DEFAULT_RECIPE} ('jepa recipes' lists all)", file=sys.stderr)
     return TrainArguments(run, config)
+
+
+def parse_finetune_arguments(
+    arguments: Sequence[str], summarize: Summarize, read_init: ReadConfig
+) -> tuple[TrainArguments, list[str]]:
+    """Parse the arguments of `jepa finetune RUN`, which are those of `jepa train finetune --init RUN`.
+
+    --labels takes a fraction or a percentage. Images are those of the run unless --data names others; the run folder
+    is runs/RUN-finetuned by default. Returns the parsed arguments, and those of `jepa train` that are equivalent.
+    """
+    if {"-h", "--help"} & set(arguments):
+        print_help(TrainArguments, "jepa finetune RUN", default=TrainArguments(config=recipe("finetune")))
+    if not arguments or arguments[0].startswith("-"):
+        raise InputError(
+            "RUN is missing: the first argument of 'jepa finetune' is the run or the weights to start from"
+        )
+    path, *flags = arguments
+    flags = list(_expand_labels(flags))
+    _, given = split(flags)
+    names = {item.flag for item in given}
+    init = read_init(path)
+    if not names & {"--data", "--data.source"}:
+        if init.data.source == "unknown":
+            raise InputError(f"{path} has no images of its own; give labeled ones with --data SOURCE")
+        flags += ["--data", init.data.source]
+    if not names & {"--data.canvas", "--canvas"}:
+        flags += ["--data.canvas", *map(str, init.data.canvas_size)]
+    if "--name" not in names:
+        flags += ["--name", f"{init.name}-finetuned"]
+    words = ["finetune", "--init", path, *flags]
+    return parse_train_arguments(words, summarize, read_init), words
+
+
+def _expand_labels(flags: Sequence[str]) -> Iterator[str]:
+    """Replace --labels and its value, a fraction or a percentage, by the setting --objective.labels."""
+    words = iter(flags)
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if flag != "--labels":
+            yield word
+            continue
+        value = value if equals else next(words, "")
+        percentage = re.fullmatch(r"([0-9.]+)\s*%", value.strip())
+        try:
+            yield from ("--objective.labels", str(float(percentage[1]) / 100 if percentage else float(value)))
+        except ValueError:
+            raise InputError(
+                f"--labels must be a fraction such as 0.1, or a percentage such as 10%, got {shown(value)}"
+            ) from None
+
+
+def _of_init(config: Config, init: Config) -> Config:
+    """Return a config with the architecture and the normalization of a trained model."""
+    shape = {name: getattr(init.data, name) for name in ("image_size", "channels", "mean", "std")}
+    return replace(config, backbone=init.backbone, data=replace(config.data, **shape))
+
+
+def _check_architecture(config: Config, init: Config) -> None:
+    """Raise `InputError` if flags have changed the architecture of the model that training starts from."""
+    given = flat(init)
+    for name, value in flat(config).items():
+        if (name.startswith("backbone.") or name == "data.channels") and value != given.get(name):
+            raise InputError(
+                f"{name} is {shown(value)}, but the model {config.init} has {shown(given.get(name))}; leave out the "
+                "flag, or train from scratch without --init"
+            )
 
 
 def _of_other_images(config: Config, given: Sequence[Given]) -> Config:
@@ -181,8 +273,11 @@ def expand_home(arguments: Sequence[str]) -> list[str]:
     ]
 
 
-def _default_config(run: RunArguments, given: list[Given], summarize: Summarize | None) -> Config:
-    """Return the config that the flags override; without `summarize`, automatic settings use placeholder data."""
+def _default_config(run: RunArguments, given: list[Given], readers: Readers) -> tuple[Config, Config | None]:
+    """Return the config that the flags override, and that of the model that training starts from, if there is one.
+
+    Without `readers`, automatic settings use placeholder data.
+    """
     code: CodeConfig | None = load_code(run.code, run.allow_changed_code) if run.code is not None else None
     if run.config is not None:
         config = read_config(run.config)
@@ -194,12 +289,18 @@ def _default_config(run: RunArguments, given: list[Given], summarize: Summarize 
     else:
         config = recipe(run.recipe)
     folder = run.run or Path("runs") / build(_Name(config.name), take(options_of(_Name()), given).values).name
-    saved = folder / "config.json"
+    saved, init = folder / "config.json", None
     if run.resume and run.config is None and saved.is_file():
         config = read_config(saved)
-    elif run.recipe in AUTO_RECIPES and run.config is None and summarize is not None:
-        config = _automatic(run.recipe, given, folder.parent, summarize)
-    return config if code is None else replace(config, code=code)
+    else:
+        path = build(_Init(), take(options_of(_Init()), given).values).init
+        init = readers.read_init(path) if readers.read_init and path is not None else None
+        if run.recipe in AUTO_RECIPES and run.config is None and readers.summarize is not None:
+            size = None if init is None else init.data.size
+            config = _automatic(run.recipe, given, folder.parent, readers.summarize, size)
+    if init is not None:
+        config = _of_init(config, init)
+    return (config if code is None else replace(config, code=code)), init
 
 
 def _check_one_code_file(first: list[str], given: list[Given]) -> None:
@@ -211,6 +312,11 @@ def _check_one_code_file(first: list[str], given: list[Given]) -> None:
 @dataclass(frozen=True)
 class _Name:
     name: str = ""
+
+
+@dataclass(frozen=True)
+class _Init:
+    init: str | None = None
 
 
 def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
@@ -226,17 +332,25 @@ def _recipe_of_code(code: CodeConfig, name: str | None) -> Config:
     return recipe(name)
 
 
-def _automatic(name: str, flags: list[Given], runs: Path, summarize: Summarize) -> Config:
-    """Choose the settings from the images and the device, and print them with the reasons."""
+def _automatic(
+    name: str, flags: list[Given], runs: Path, summarize: Summarize, size_of_init: tuple[int, int] | None
+) -> Config:
+    """Choose the settings from the images and the device, and print them with the reasons.
+
+    `size_of_init` is the image size of the model that training starts from, which also determines the backbone.
+    """
     values = take(_options(AutoArguments()), flags).values
     if ("data", "source") not in values:
         raise InputError(f"{name} derives its settings from your images; pass them with --data PATH/TO/FOLDER")
     given = build(AutoArguments(), values)
     summary, text = summarize(given.data.source, given.device, runs)
-    size = given.data.size if ("data", "image_size") in values else None
+    size = given.data.size if ("data", "image_size") in values else size_of_init
     config, settings = AUTO_RECIPES[name](given.data.source, summary, size)
     if os.environ.get("RANK", "0") == "0":
         print(f"{name}: {text}; automatic settings (override with flags):", file=sys.stderr)
-        for setting in (setting for setting in settings if setting.flag not in {item.flag for item in flags}):
+        others = {item.flag for item in flags}
+        if size_of_init is not None:
+            others |= {setting.flag for setting in settings if setting.flag.startswith(OF_INIT)}
+        for setting in (setting for setting in settings if setting.flag not in others):
             print(f"  {f'{setting.flag} {setting.value}':<26} {setting.reason}", file=sys.stderr)
     return config

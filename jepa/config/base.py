@@ -66,6 +66,10 @@ class ObjectiveConfig:
     def check_experiment(self, config: Config) -> None:
         """Raise `InputError` if the objective is incompatible with the rest of the experiment."""
 
+    def with_classes(self, names: tuple[str, ...]) -> Self:
+        """Return the config for images of these classes, which training calls when it has opened them."""
+        return self
+
     def check_training(self) -> None:
         """Raise `InputError` if there is nothing to train."""
 
@@ -190,6 +194,8 @@ class OptimConfig:
     """Decay rates of AdamW's two moments."""
     clip: float | None = None
     """Largest gradient norm; none disables clipping."""
+    layer_decay: float = 1.0
+    """Factor of the learning rate from each layer of the encoder to the one below, for fine-tuning."""
 
     def __post_init__(self) -> None:
         check_limits(self, "optim.", warmup=MAX_STEPS)
@@ -200,6 +206,7 @@ class OptimConfig:
             all(0 <= beta < 1 for beta in self.betas),
             f"optim.betas must be two values in [0, 1), got {self.betas}",
         )
+        require(0 < self.layer_decay <= 1, f"optim.layer_decay must be in (0, 1], got {self.layer_decay}")
         require(self.clip is None or self.clip > 0, f"optim.clip must be positive, or none, got {self.clip}")
 
 
@@ -227,6 +234,9 @@ class Config:
     """Number of microbatches per process, for gradient accumulation."""
     seed: int = 0
     """Seed of all random numbers."""
+    init: str | None = None
+    """Start from the weights of this run, exported folder or checkpoint of another library. Its backbone, image size
+    and normalization replace those of the recipe."""
     device: str = "auto"
     """cpu, cuda, cuda:1 or mps; auto uses a GPU if there is one."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -258,6 +268,10 @@ class Config:
         require(
             self.batch_size % self.accumulate == 0,
             f"batch_size must be a multiple of accumulate ({self.accumulate}), got {self.batch_size}",
+        )
+        require(
+            self.init is None or (bool(self.init.strip()) and "\0" not in self.init),
+            f"init must be the path of a run or of a checkpoint, got {shown(self.init)}",
         )
         check_limits(self, "", steps=MAX_STEPS, batch_size=MAX_BATCH_SIZE, keep_every=MAX_STEPS)
         check_name(self.name)

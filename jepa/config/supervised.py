@@ -1,9 +1,11 @@
-"""Config of supervised training, a baseline of `jepa evaluate --full`."""
+"""Config of supervised training: fine-tuning, and a baseline of `jepa evaluate --full`."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import ClassVar
+from dataclasses import dataclass, field, replace
+from typing import Annotated, ClassVar, Literal, Self
+
+import tyro
 
 from jepa.config.base import ObjectiveConfig
 from jepa.config.errors import check_limits, require
@@ -12,6 +14,7 @@ from jepa.config.transforms import CropConfig
 __all__ = ["SupervisedConfig"]
 
 MAX_CLASSES = 1_000_000
+MAX_MIXUP = 100.0
 
 
 @dataclass(frozen=True)
@@ -21,10 +24,46 @@ class SupervisedConfig(ObjectiveConfig):
     kind: ClassVar[str] = "supervised"
     uses_labels: ClassVar[bool] = True
 
-    classes: int = 10
-    """Number of classes of the source."""
+    classes: int | None = None
+    """Number of classes; by default, that of the source."""
     crop: CropConfig = field(default_factory=CropConfig)
+    labels: float = 1.0
+    """Fraction of the labeled training images of each class that is used, at least one of each."""
+    head: Literal["random", "probe"] = "random"
+    """Start of the linear layer: random weights, or a linear probe of the features before training."""
+    freeze: bool = False
+    """Train the linear layer only."""
+    label_smoothing: float = 0.0
+    """Fraction of the target probability that is spread over all classes."""
+    mixup: float = 0.0
+    """Parameter of the Beta distribution of the weights with which images are mixed in pairs; 0 disables it."""
+    names: Annotated[tuple[str, ...], tyro.conf.Suppress] = ()  # of the classes; set when training starts
 
     def __post_init__(self) -> None:
-        require(self.classes >= 2, f"objective.classes must be an integer of at least 2, got {self.classes}")
-        check_limits(self, "objective.", classes=MAX_CLASSES)
+        classes = self.classes
+        require(
+            classes is None or classes >= 2,
+            f"objective.classes must be an integer of at least 2, or none, got {classes}",
+        )
+        if classes is not None:
+            check_limits(self, "objective.", classes=MAX_CLASSES)
+        require(0 < self.labels <= 1, f"objective.labels must be a fraction in (0, 1], got {self.labels}")
+        require(
+            0 <= self.label_smoothing < 1, f"objective.label_smoothing must be in [0, 1), got {self.label_smoothing}"
+        )
+        require(0 <= self.mixup <= MAX_MIXUP, f"objective.mixup must be between 0 and {MAX_MIXUP:g}, got {self.mixup}")
+        require(
+            not self.names or len(self.names) == classes,
+            f"objective.names must be as many as objective.classes, {classes}, got {len(self.names)}",
+        )
+
+    def with_classes(self, names: tuple[str, ...]) -> Self:
+        """Return the config with the classes of a source, unless their number is set."""
+        if self.classes is not None:
+            return self
+        require(
+            len(names) >= 2,
+            f"the supervised objective requires labels of at least two classes, but the images have {len(names)}; "
+            "choose a source with classes",
+        )
+        return replace(self, classes=len(names), names=names)

@@ -16,7 +16,7 @@ from jepa.interop.weights import read_json_object, read_pickle
 from jepa.objectives import Objective
 from jepa.runs import Run, load_objective
 
-__all__ = ["Pretrained", "load_model", "read_pretrained"]
+__all__ = ["Pretrained", "load_model", "read_config_of", "read_pretrained"]
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,17 @@ def read_pretrained(path: str | Path, num_heads: int | None = None) -> Pretraine
             "give one of them, or a checkpoint of the official I-JEPA code (.pth.tar)"
         )
     return _from_run(Run.open(given), "last")
+
+
+def read_config_of(path: str | Path) -> Config:
+    """Return the config of a trained model; see `read_pretrained`. The weights of a run are not read."""
+    run = Run(path)
+    return run.config if run.exists and _is_config(run) else read_pretrained(path).config
+
+
+def _is_config(run: Run) -> bool:
+    """Return whether the config.json of a folder is that of a run, rather than of another library."""
+    return not {"model_type", "architecture"} & read_json_object(run.path / "config.json").keys()
 
 
 def _from_file(path: Path, num_heads: int | None) -> Pretrained:

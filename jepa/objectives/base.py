@@ -40,6 +40,13 @@ class Objective(nn.Module):
         `progress` is the position of the step in the run, from 0 for the first step to 1 for the last one.
         """
 
+    def training_indices(self, labels: Tensor | None, indices: Tensor) -> Tensor:
+        """Return which of the training images to use, given the labels (N,) of all images of the split; by default all.
+
+        `indices` are sorted, and so is the result.
+        """
+        return indices
+
     def describe(self) -> str:
         """Describe the inputs in one line, which is printed at the start of a run."""
         return f"objective {type(self).__name__}"
