@@ -22,6 +22,7 @@ from jepa.evaluation.pooled_scores import pooled_scores
 from jepa.evaluation.saccade_retrieval import BATCH_SIZE as RETRIEVAL_IMAGES
 from jepa.evaluation.saccade_retrieval import has_saccade_predictor
 from jepa.evaluation.scores import MAX_WIDTH, pixel_subset, score, score_encoders
+from jepa.evaluation.trained_head import head_accuracy
 from jepa.evaluation_run import TEST_FRACTION, EvaluationRun
 from jepa.logger import collapse_warning
 from jepa.runs import Run, load_encoder
@@ -98,6 +99,8 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["origin"] = origin
     if warning := warning_of(run, scores):
         result["warning"] = warning
+    if head := head_accuracy(run.objective, run.features("trained"), run.test.dataset.classes):
+        result["head"] = head
     if predictions := run.patch_predictions or run.view_predictions or run.pixel_predictions:
         result["predictions"] = predictions.scores()
     if run.energy_trace:

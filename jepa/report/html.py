@@ -22,6 +22,7 @@ from jepa.report.plot_attention import animate_attention
 from jepa.report.plot_patches import animate_similarity
 from jepa.report.provenance import changed_settings, describe_machine, describe_parameters
 from jepa.report.score_tables import score_section
+from jepa.report.text import head_sentence
 from jepa.report.verdict import SAMPLE_NOTE, verdict
 from jepa.terminal import say_stage
 
@@ -95,6 +96,8 @@ def facts(run: EvaluationRun, result: dict[str, Any]) -> str:
         "evaluated": f"{datetime.now():%Y-%m-%d %H:%M}, in {duration(result['evaluation_seconds'])}, on "
         f"{describe_machine(run.device)}",
     }
+    if "head" in result:
+        found["head"] = head_sentence(result["head"])
     rows = "".join(f"<dt>{name}</dt><dd>{escape(text)}</dd>" for name, text in found.items())
     lines = [f'<dl class="facts">{rows}</dl>']
     if "left_out" in result:

@@ -159,6 +159,7 @@ def fixations_text(saccades: dict[str, Any]) -> str:
 def _notes(result: dict[str, Any], path: str | Path) -> str:
     """Return what was left out, and where and how long the run was trained and evaluated."""
     lines = [f"Warning: {result['warning']}."] if "warning" in result else []
+    lines += [head_sentence(result["head"])] if "head" in result else []
     lines += [f"Omitted: {result['left_out']}."] if "left_out" in result else []
     lines += [f"Note: {note}." for note in result.get("notes", ())]
     if unreadable := result.get("unreadable"):
@@ -171,6 +172,14 @@ def _notes(result: dict[str, Any], path: str | Path) -> str:
         trained = f"Imported from {unbroken(result['origin'])}"
     lines.append(f"{trained}, scored in {result['evaluation_seconds']:.0f} s. All files are in {unbroken(path)}.")
     return "\n".join(map(wrap, lines))
+
+
+def head_sentence(head: dict[str, Any]) -> str:
+    """Return the accuracy of a head that was trained with labels, as a sentence."""
+    return (
+        f"The linear layer that was trained with the encoder classifies {head['accuracy']:.1f} ± {head['error']:.1f}% "
+        f"of {head['images']:,} test images correctly."
+    )
 
 
 def _conclusion(result: dict[str, Any]) -> str:
