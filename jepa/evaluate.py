@@ -25,6 +25,7 @@ from jepa.evaluation.scores import MAX_WIDTH, pixel_subset, score, score_encoder
 from jepa.evaluation.trained_head import head_accuracy
 from jepa.evaluation_run import TEST_FRACTION, EvaluationRun
 from jepa.logger import collapse_warning
+from jepa.objectives.supervised import Supervised
 from jepa.runs import Run, load_encoder
 from jepa.terminal import say_stage
 from jepa.train import train
@@ -99,8 +100,9 @@ def evaluate_run(run: EvaluationRun, full: bool = False) -> dict[str, Any]:
         result["origin"] = origin
     if warning := warning_of(run, scores):
         result["warning"] = warning
-    if head := head_accuracy(run.objective, run.features("trained"), run.test.dataset.classes):
-        result["head"] = head
+    if isinstance(run.objective, Supervised):
+        head = head_accuracy(run.objective, run.features("trained"), run.test.dataset.classes)
+        result |= {} if head is None else {"head": head}
     if predictions := run.patch_predictions or run.view_predictions or run.pixel_predictions:
         result["predictions"] = predictions.scores()
     if run.energy_trace:

@@ -53,7 +53,7 @@ def online_warning(scores: dict[str, float], untrained: dict[str, float], object
     if scores.get("knn", math.inf) >= untrained.get("knn", 0.0) - drop:
         return collapse_warning(scores, untrained, objective)
     return collapse_warning(scores, untrained, objective) or (
-        f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} of the encoder at the start: the features "
+        f"kNN is {scores['knn']:.1f}, below the {untrained['knn']:.1f} at the start: the features "
         f"separate the classes less well than before training; {objective.collapse_advice()}"
     )
 

@@ -159,7 +159,7 @@ def test_a_collapse_gives_a_warning(tiny):
     assert warning(0.04, 11.0) is None
     assert "collapsed" in warning(1e-5, 11.0, knn=30.0)
     assert "collapsed" in warning(0.04, 1.2, knn=30.0)
-    assert "below the 40.0 of the untrained encoder" in warning(0.04, 8.0, knn=20.0)
+    assert "below the 40.0 at the start" in warning(0.04, 8.0, knn=20.0)
     assert warning(0.04, 8.0, knn=20.0, knn_error=11.0) is None  # of a few images
 
 

@@ -373,7 +373,7 @@ def finetune() -> Config:
     Result: not measured yet
     """
     return Config(
-        name="finetuned",
+        name="finetune",
         steps=400,
         batch_size=64,
         save_every=100,

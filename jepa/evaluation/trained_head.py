@@ -7,22 +7,21 @@ from torch import Tensor
 
 from jepa.evaluation.features import Features
 from jepa.evaluation.labels import percent_correct, standard_error
-from jepa.objectives import Objective
 from jepa.objectives.supervised import Supervised
 
 __all__ = ["head_accuracy", "match_classes"]
 
 
-def head_accuracy(objective: Objective, test: Features, classes: tuple[str, ...]) -> dict[str, float] | None:
+def head_accuracy(objective: Supervised, test: Features, classes: tuple[str, ...]) -> dict[str, float] | None:
     """Return the accuracy in percent of the head of a supervised objective, its standard error, and the images scored.
 
     `classes` are the names of the classes of the test images. They are compared by name, so images of classes that the
-    head was not trained with are left out. Returns None for other objectives, or if no image can be scored.
+    head was not trained with are left out. Returns None if the names of its classes are not
+    known, or if no image can be scored.
     """
-    names = objective.config.names if isinstance(objective, Supervised) else ()
+    names = objective.config.names
     if not names or test.labels is None:
         return None
-    assert isinstance(objective, Supervised)
     labels = match_classes(classes, names)[test.labels]
     scored = (test.labels >= 0) & (labels >= 0)
     if not bool(scored.any()):
