@@ -25,7 +25,8 @@ def load(
 
     Args:
         path: a run folder (`runs/demo`) or one of its checkpoints; a checkpoint of the official I-JEPA code (.pth.tar);
-            a folder of `IJepaModel` of transformers, or of a Vision Transformer or ConvNet of timm; or hf:OWNER/NAME.
+            a folder of `IJepaModel` of transformers, of a Vision Transformer or ConvNet of timm, or of
+            `jepa export --format safetensors`; or hf:OWNER/NAME.
         encoder: `target` (the default) or `context`, or `encoder` for a method without a teacher.
         device: `cpu`, `cuda`, `cuda:1` or `mps`; by default, a GPU if there is one.
         code: the Python file that defines the parts of the experiment, if it was trained with one. The file is run.

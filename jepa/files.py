@@ -1,4 +1,4 @@
-"""Files that are written completely or not at all, checked JSON records, locks, and printable file names."""
+"""Files and folders that are written completely or not at all, checked JSON records, locks, and printable names."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import secrets
+import shutil
 import socket
 import unicodedata
 from collections.abc import Iterator
@@ -14,7 +15,16 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["Locked", "atomic_write", "lock", "printable", "read_record", "remove_leftovers", "write_record"]
+__all__ = [
+    "Locked",
+    "atomic_folder",
+    "atomic_write",
+    "lock",
+    "printable",
+    "read_record",
+    "remove_leftovers",
+    "write_record",
+]
 
 JOINERS = "\u200c\u200d"  # zero-width characters within emoji, and within words of Persian and Indic scripts
 
@@ -45,8 +55,32 @@ def atomic_write(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def atomic_folder(path: Path) -> Iterator[Path]:
+    """Yield a new, empty folder beside `path`, and rename it to `path`, which must not exist, at the end of the block.
+
+    Like `atomic_write`, it flushes the files to disk, gives them the permissions of the umask, and leaves nothing
+    behind if the block raises.
+    """
+    remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    temporary.mkdir()
+    owner = os.open(temporary, os.O_RDONLY)
+    try:
+        _try_lock(owner)  # marks the folder as being written
+        yield temporary
+        for file in filter(Path.is_file, temporary.rglob("*")):
+            file.chmod(temporary.stat().st_mode & 0o666)  # safetensors creates private files
+            with file.open("rb") as opened:
+                os.fsync(opened.fileno())
+        temporary.rename(path)
+    finally:
+        os.close(owner)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_leftovers(path: Path) -> None:
-    """Remove the temporary files of `path` that no process is writing any more."""
+    """Remove the temporary files and folders of `path` that no process is writing any more."""
     for leftover in list(path.parent.iterdir()):
         if not (leftover.name.startswith(f".{path.name}.") and leftover.suffix == ".tmp"):
             continue
@@ -54,7 +88,7 @@ def remove_leftovers(path: Path) -> None:
             descriptor = os.open(leftover, os.O_RDONLY | os.O_NOFOLLOW)
             try:
                 if _try_lock(descriptor):
-                    leftover.unlink()
+                    shutil.rmtree(leftover) if leftover.is_dir() else leftover.unlink()
             finally:
                 os.close(descriptor)
 

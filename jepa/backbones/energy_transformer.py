@@ -220,7 +220,7 @@ class EnergyTrunk(Trunk):
         bias = torch.zeros_like(allowed, dtype=dtype).masked_fill(~allowed, torch.finfo(dtype).min / 2)
         has_key = None
         if valid is not None or count == 1:
-            has_key = allowed.any(-1, keepdim=True).expand(len(x), self.options.num_heads, -1, -1)
+            has_key = allowed.any(-1, keepdim=True).expand(x.shape[0], self.options.num_heads, -1, -1)
             has_key = has_key.flatten(0, 1).to(dtype)
         return EnergyMask(bias, has_key, None if valid is None else valid[..., None].to(x.dtype))
 

@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from jepa.cli.arguments import description
 from jepa.cli.evaluation import compare, evaluate, plot
-from jepa.cli.interop import import_
+from jepa.cli.interop import export, import_
 from jepa.cli.lists import data, recipes
 from jepa.cli.training import finetune, train
 from jepa.config import InputError, suggest
@@ -25,13 +25,15 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "plot": plot,
     "compare": compare,
+    "export": export,
     "import": import_,
     "data": data,
     "recipes": recipes,
 }
 
 
-USE_TORCH = ("train", "finetune", "evaluate", "plot", "import")  # commands whose speed depends on the threads of torch
+USE_TORCH = ("train", "finetune", "evaluate", "plot", "export", "import")
+"""Commands whose speed depends on the threads of torch."""
 
 
 def _help() -> str:

@@ -69,13 +69,13 @@ def _pixels(image: Any, channels: int, canvas: tuple[int, int]) -> Tensor:
         if image.shape[0] == channels and tuple(image.shape[1:]) == canvas:
             return image
         image = image.permute(1, 2, 0).cpu().numpy()
-    try:
+    try:  # the arrays are copied, because that of a gray image may be read-only
         if isinstance(image, str | Path):
-            return torch.from_numpy(decode(_read(Path(image).expanduser()), channels, canvas))
+            return torch.tensor(decode(_read(Path(image).expanduser()), channels, canvas))
         if isinstance(image, np.ndarray):
             image = _from_array(image)
         if isinstance(image, Image.Image):
-            return torch.from_numpy(decode_opened(image, channels, canvas))
+            return torch.tensor(decode_opened(image, channels, canvas))
     except Unreadable as reason:
         name = image if isinstance(image, str | Path) else "an image"
         raise InputError(f"{name} cannot be read: {reason}") from reason

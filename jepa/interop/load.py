@@ -10,6 +10,7 @@ from jepa.config import Config, InputError
 from jepa.distributed import pick_device
 from jepa.interop.model import Model
 from jepa.interop.official import is_official, read_official
+from jepa.interop.safetensors_format import read_folder
 from jepa.interop.timm_format import read_timm
 from jepa.interop.transformers_format import read_transformers
 from jepa.interop.weights import read_json_object, read_pickle
@@ -45,10 +46,10 @@ def load_model(
 def read_pretrained(path: str | Path, num_heads: int | None = None) -> Pretrained:
     """Read a trained model.
 
-    `path` is a run folder or one of its checkpoints, a folder of `IJepaModel` of transformers or of timm, a checkpoint
-    of the official I-JEPA code, or `hf:OWNER/NAME`, a folder on the Hugging Face Hub. `num_heads` is needed for
-    checkpoints of the official code whose size is not a published one. Raises `InputError` if the model cannot be read,
-    or if its weights do not match its architecture exactly.
+    `path` is a run folder or one of its checkpoints, a folder of `jepa export --format safetensors`, of `IJepaModel` of
+    transformers or of timm, a checkpoint of the official I-JEPA code, or `hf:OWNER/NAME`, a folder on the Hugging Face
+    Hub. `num_heads` is needed for checkpoints of the official code whose size is not a published one. Raises
+    `InputError` if the model cannot be read, or if its weights do not match its architecture exactly.
     """
     if str(path).startswith("hf:"):
         return read_pretrained(download(str(path).removeprefix("hf:")))
@@ -59,6 +60,9 @@ def read_pretrained(path: str | Path, num_heads: int | None = None) -> Pretraine
         return _from_file(given, num_heads)
     if given.is_dir() and (given / "config.json").is_file():
         values = read_json_object(given / "config.json")
+        if "format" in values:
+            config, objective = read_folder(given, values)
+            return Pretrained(config, objective, {}, f"the folder {given} of 'jepa export'")
         if "model_type" in values:
             config, objective = read_transformers(given, values)
             return Pretrained(config, objective, {}, f"the folder {given} of transformers")

@@ -94,7 +94,7 @@ class SaccadePredictor(nn.Module):
     def __init__(self, objective: Saccade) -> None:
         super().__init__()
         assert objective.predictor is not None
-        self.predictor, self.code, self.geometry = objective.predictor, objective.code, objective.geometry
+        self.predictor, self.encode, self.geometry = objective.predictor, objective.code, objective.geometry
         self.takes_tokens = objective.config.predictor != "mlp"
         self.dim = objective.context.backbone.dim
 
@@ -104,7 +104,7 @@ class SaccadePredictor(nn.Module):
         `features` are embeddings (B, D) of the student, or its tokens (B, N, D) if the predictor is a transformer.
         """
         components = self.geometry.normalized(pose_of(movement))
-        predicted: Tensor = self.predictor(features, self.code(components).to(features.dtype))
+        predicted: Tensor = self.predictor(features, self.encode(components).to(features.dtype))
         return predicted
 
     def check(self, features: Tensor, movement: Tensor) -> None:

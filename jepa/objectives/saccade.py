@@ -59,17 +59,18 @@ class SaccadeCode(nn.Module):
     """
 
     frequencies: Tensor
+    component_of: Tensor  # index of the component that each frequency encodes
 
     def __init__(self, num_octaves: list[int]) -> None:
         super().__init__()
-        self.num_octaves = num_octaves
+        component_of = torch.arange(len(num_octaves)).repeat_interleave(torch.tensor(num_octaves))
+        self.register_buffer("component_of", component_of, persistent=False)
         octaves = torch.cat([torch.arange(count) for count in num_octaves])
         self.register_buffer("frequencies", math.pi / 2 * 2.0**octaves)  # a predictor fits only these frequencies
 
     def forward(self, components: Tensor) -> Tensor:
         """Map components (B, 1 to 4) to sin(2^k π x / 2) and cos(2^k π x / 2), (B, 2 · sum of octaves)."""
-        repeats = torch.tensor(self.num_octaves, device=components.device)
-        angle = components.repeat_interleave(repeats, 1, output_size=len(self.frequencies)) * self.frequencies
+        angle = components[:, self.component_of] * self.frequencies
         return torch.cat([angle.sin(), angle.cos()], 1)
 
     def _load_from_state_dict(self, state_dict: dict[str, Tensor], prefix: str, *args: Any) -> None:
