@@ -21,7 +21,7 @@ FormatName = Literal["transformers", "timm", "safetensors", "onnx", "torch-expor
 
 
 def export(arguments: list[str]) -> int:
-    """Export a model for other libraries: jepa export RUN --format FORMAT --out PATH [--predictor] [--license ID]."""
+    """Export a model for other libraries: jepa export RUN --format FORMAT --out PATH [--predictor]."""
 
     def command(
         run: RunFolder,
@@ -32,7 +32,7 @@ def export(arguments: list[str]) -> int:
         *,
         code: Code,
     ) -> int:
-        """Write the main encoder of a run into a folder, with a model card, and compare its outputs with the run's.
+        """Write the main encoder into a folder, and compare its outputs with the run's.
 
         Args:
             run: A run folder, one of its checkpoints, or anything else that 'jepa import' reads.

@@ -5,9 +5,10 @@ Shapes: B images, C channels, N tokens in the grid, K context tokens, T target t
 
 from __future__ import annotations
 
+import io
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 
 import torch
@@ -29,10 +30,11 @@ NORMALIZED = "float32 in [0, 1]; the graph normalizes them"
 def converting(format: str) -> Iterator[None]:
     """Convert the errors of an exporter, which cannot trace every model of a user's code, to `InputError`.
 
-    Warnings of exporters, about their own code, are not shown.
+    Warnings of exporters, about their own code, and the graphs that they print after an error are not shown.
     """
     try:
-        with torch.no_grad(), warnings.catch_warnings():
+        output = io.StringIO()
+        with torch.no_grad(), warnings.catch_warnings(), redirect_stdout(output), redirect_stderr(output):
             warnings.simplefilter("ignore")
             yield
     except OSError:
