@@ -368,7 +368,7 @@ def ijepa_vith14_in1k() -> Config:
 def finetune() -> Config:
     """Fine-tune a trained encoder with labels: a linear probe first, then the whole network.
 
-    Command: jepa finetune RUN --data PATH/TO/FOLDER
+    Command: jepa train finetune --init RUN --data PATH/TO/FOLDER
     Time: two minutes on two cores for the encoders of ijepa-cifar10 and saccade-cifar10
     Result: not measured yet
     """
