@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jepa.cli.arguments import description
+from jepa.cli.embeddings import embed
 from jepa.cli.evaluation import compare, evaluate, plot
 from jepa.cli.lists import data, recipes
 from jepa.cli.training import train
@@ -23,12 +24,13 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "plot": plot,
     "compare": compare,
+    "embed": embed,
     "data": data,
     "recipes": recipes,
 }
 
 
-USE_TORCH = ("train", "evaluate", "plot")  # commands whose speed depends on the threads of torch
+USE_TORCH = ("train", "evaluate", "plot", "embed")  # commands whose speed depends on the threads of torch
 
 
 def _help() -> str:
