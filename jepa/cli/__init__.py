@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jepa.cli.arguments import description
-from jepa.cli.embeddings import embed
+from jepa.cli.embeddings import duplicates, embed, search
 from jepa.cli.evaluation import compare, evaluate, plot
 from jepa.cli.lists import data, recipes
 from jepa.cli.training import train
@@ -25,12 +25,21 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "plot": plot,
     "compare": compare,
     "embed": embed,
+    "search": search,
+    "duplicates": duplicates,
     "data": data,
     "recipes": recipes,
 }
 
 
-USE_TORCH = ("train", "evaluate", "plot", "embed")  # commands whose speed depends on the threads of torch
+USE_TORCH = (
+    "train",
+    "evaluate",
+    "plot",
+    "embed",
+    "search",
+    "duplicates",
+)  # commands whose speed depends on the threads of torch
 
 
 def _help() -> str:

@@ -10,7 +10,9 @@ import tyro
 from jepa.cli.arguments import Code, RunFolder, call_command, show
 from jepa.config import require
 
-__all__ = ["embed"]
+__all__ = ["duplicates", "embed", "search"]
+
+MAX_COUNT = 1000  # images found for each query
 
 Source = Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="SOURCE")]
 
@@ -50,6 +52,93 @@ def embed(arguments: list[str]) -> int:
         return 0
 
     return call_command(command, embed, arguments)
+
+
+def search(arguments: list[str]) -> int:
+    """Find the images nearest to given ones: jepa search RUN SOURCE QUERY [QUERY ...] [--count N] [--html FILE]."""
+
+    def command(
+        run: RunFolder,
+        source: Source,
+        queries: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="QUERY [QUERY ...]")],
+        count: int = 8,
+        html: Path | None = None,
+        split: str | None = None,
+        max_broken: float | None = None,
+        *,
+        code: Code,
+    ) -> int:
+        """Print the images of a source that are nearest to each query, by the cosine of centered features.
+
+        The features of the source are stored beside the run for the next search. All images are compared, or, of a
+        million and more, those that faiss finds if it is installed.
+
+        Args:
+            run: The run folder, or one of its checkpoints.
+            source: Any value of --data: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
+            queries: Image files, and .txt files with the path of an image in each line.
+            count: Number of images for each query.
+            html: File to write a page with thumbnails to. An existing file is replaced.
+            split: Only search the images of this split; all splits by default.
+            max_broken: Stop if more than this fraction of the images is unreadable; by default, that of the training.
+            code: Code of the experiment.
+        """
+        from jepa.embeddings.search import search_source
+
+        require(1 <= count <= MAX_COUNT, f"--count must be between 1 and {MAX_COUNT:,}, got {count}")
+        check_fraction(max_broken)
+        code.load()
+        text = search_source(run, source, queries, count=count, split=split, max_broken=max_broken, html=html)
+        show(text)
+        return 0
+
+    return call_command(command, search, arguments)
+
+
+def duplicates(arguments: list[str]) -> int:
+    """Find near-duplicates, also across splits: jepa duplicates RUN SOURCE [--csv FILE] [--html FILE]."""
+
+    def command(
+        run: RunFolder,
+        source: Source,
+        threshold: float = 0.7,
+        pixels: bool = True,
+        csv: Path | None = None,
+        html: Path | None = None,
+        split: str | None = None,
+        max_broken: float | None = None,
+        *,
+        code: Code,
+    ) -> int:
+        """Print groups of images that are almost the same, largest first, and the number of pairs across splits.
+
+        Each image is compared with the three that have the most similar features. The features are stored beside the
+        run, as for 'jepa search'.
+
+        Args:
+            run: The run folder, or one of its checkpoints.
+            source: Any value of --data: a folder of images, a table of paths, parquet files, hf:OWNER/NAME, cifar10, ….
+            threshold: Least similarity of features, the cosine after centering, at which images are compared.
+            pixels: Keep only images whose pixels are the same up to compression, resizing and brightness; --no-pixels
+                keeps all with similar features, also crops and mirror images, and many that are only alike.
+            csv: File to write all pairs to. An existing file is replaced.
+            html: File to write a page with thumbnails to. An existing file is replaced.
+            split: Only the images of this split; all splits by default.
+            max_broken: Stop if more than this fraction of the images is unreadable; by default, that of the training.
+            code: Code of the experiment.
+        """
+        from jepa.embeddings.duplicates import duplicates_of
+
+        require(-1 <= threshold <= 1, f"--threshold must be between -1 and 1, got {threshold}")
+        check_fraction(max_broken)
+        code.load()
+        text = duplicates_of(
+            run, source, threshold=threshold, pixels=pixels, split=split, max_broken=max_broken, table=csv, html=html
+        )
+        show(text)
+        return 0
+
+    return call_command(command, duplicates, arguments)
 
 
 def check_fraction(max_broken: float | None) -> None:

@@ -10,13 +10,11 @@ from typing import Any
 import torch
 
 from jepa.config import InputError
-from jepa.config.errors import Interrupted
 from jepa.embeddings.formats import Rows, check_suffix, companions, read_metadata, write_features
+from jepa.embeddings.page import encode_thumbnail
 from jepa.embeddings.source import SourceImages, counts_text
 from jepa.embeddings.store import Block, FeatureShards, write_lines
-from jepa.embeddings.thumbnails import encode_thumbnail
 from jepa.files import read_record, write_record
-from jepa.terminal import say_stage
 from jepa.version import __version__
 
 __all__ = ["embed_source"]
@@ -43,11 +41,7 @@ def embed_source(
     if is_complete(out, metadata, shards):
         return f"{out} is complete: it has the features of these images by this model"
     listing = out.with_name(f"{out.name}.broken.txt")
-    say_stage(f"features of {len(images):,} images")
-    try:
-        shards.fill(listing)
-    except Interrupted as stop:
-        raise Interrupted("interrupted; run the same command again to continue", stop.signal_number) from stop
+    shards.fill(listing)
     assemble(shards, out, metadata, thumbnails)
     return summary(shards, out, listing, time.perf_counter() - start)
 

@@ -70,7 +70,14 @@ class SourceImages:
             max_broken=loaded.data.max_broken if max_broken is None else max_broken,
         )
         splits = open_splits(data, split, cache)
-        return cls(loaded, folder.resolve().name, source, splits, cache, data.max_broken)
+        return cls(
+            model=loaded,
+            model_name=folder.resolve().name,
+            name=source,
+            splits=splits,
+            cache=cache,
+            max_broken=data.max_broken,
+        )
 
     def __len__(self) -> int:
         return sum(map(len, self.splits.values()))
@@ -119,11 +126,23 @@ class SourceImages:
         return counts_text(Counter(image.split for image in images))
 
     def pixels(self, image: Image) -> Tensor:
-        """Return an image (C, H, W) uint8 as the model sees it. Raises `InputError` if it cannot be read any more."""
-        read = self.splits[image.split].read(torch.tensor([image.index]))
-        for reason in read.unreadable.values():
-            raise InputError(f"{self.path(image)} cannot be read any more: {reason}; run the command again")
-        return read.pixels[0]
+        """Return an image (C, H, W) uint8 as the model sees it; see `read`."""
+        return self.read([image])[0]
+
+    def read(self, images: Sequence[Image]) -> Tensor:
+        """Return images (B, C, H, W) uint8 as the model sees them.
+
+        Raises `InputError` if one cannot be read any more.
+        """
+        pixels = torch.empty(len(images), self.model.data.channels, *self.model.canvas, dtype=torch.uint8)
+        for split, dataset in self.splits.items():
+            chosen = [place for place, image in enumerate(images) if image.split == split]
+            read = dataset.read(torch.tensor([images[place].index for place in chosen], dtype=torch.long))
+            pixels[chosen] = read.pixels
+            for index, reason in read.unreadable.items():
+                path = self.path(Image(split, index))
+                raise InputError(f"{path} cannot be read any more: {reason}; run the command again")
+        return pixels
 
     def too_many_broken(self, count: int) -> bool:
         """Return whether so many unreadable images are an error."""

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import hashlib
 import shutil
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,11 +24,14 @@ import torch
 from torch import Tensor
 
 from jepa.config import InputError
+from jepa.config.errors import Interrupted
+from jepa.data.sources.base import source_cache
 from jepa.embeddings.source import Image, SourceImages
 from jepa.evaluation.features import BATCH_SIZE, Encoded, encode_readable
 from jepa.files import Locked, atomic_write, lock, printable, read_record, write_record
+from jepa.terminal import say_stage
 
-__all__ = ["SHARD_IMAGES", "Block", "FeatureShards"]
+__all__ = ["SHARD_IMAGES", "Block", "FeatureShards", "cached_features"]
 
 SHARD_IMAGES = 20 * BATCH_SIZE  # what is lost at most when extraction is interrupted
 MAX_PRINTED = 3  # unreadable images named in an error
@@ -87,8 +92,15 @@ class FeatureShards:
         self._check_broken(listing)
         if not missing:
             return
+        try:
+            self._extract(missing, listing)
+        except Interrupted as stop:
+            raise Interrupted("interrupted; run the same command again to continue", stop.signal_number) from stop
+
+    def _extract(self, missing: list[Shard], listing: Path | None) -> None:
         with self._writing():
             self._remove_if_changed()
+            say_stage(f"features of {sum(shard.stop - shard.start for shard in missing):,} images")
             for split, dataset in self.images.splits.items():
                 waiting = [shard for shard in missing if shard.split == split]
                 if waiting:
@@ -170,14 +182,36 @@ class FeatureShards:
         """Yield the features of all readable images in blocks of up to 2,000, in the order of the source."""
         dim = self.images.model.dim
         for shard in self.shards:
-            unreadable = self._unreadable[shard]
-            indices = [index for index in range(shard.start, shard.stop) if index not in unreadable]
+            indices = self._readable(shard)
             x = np.fromfile(shard.file, np.float32).reshape(len(indices), dim)
             yield Block(shard.split, torch.tensor(indices, dtype=torch.long), torch.from_numpy(x))
+
+    def locate(self, rows: Iterable[int]) -> list[Image]:
+        """Return the images of some rows of all blocks, one after the other."""
+        starts = [0, *accumulate(shard.stop - shard.start - len(self._unreadable[shard]) for shard in self.shards)]
+        readable = [self._readable(shard) for shard in self.shards]
+        found = []
+        for row in rows:
+            number = bisect_right(starts, row) - 1
+            found.append(Image(self.shards[number].split, readable[number][row - starts[number]]))
+        return found
+
+    def _readable(self, shard: Shard) -> Sequence[int]:
+        """Return the positions of the readable images of a shard in their split."""
+        unreadable, every = self._unreadable[shard], range(shard.start, shard.stop)
+        return [index for index in every if index not in unreadable] if unreadable else every
 
     def remove(self) -> None:
         """Remove the folder and all features in it."""
         shutil.rmtree(self.folder)
+
+
+def cached_features(images: SourceImages) -> FeatureShards:
+    """Return the features of a source, stored in its cache folder for the next search."""
+    which = "-".join([*images.splits, images.model_digest[:8]])
+    shards = FeatureShards(source_cache(images.name, images.cache) / f"features-{which}", images)
+    shards.fill()
+    return shards
 
 
 def by_shard(batches: Iterable[Encoded], shards: list[Shard]) -> Iterator[tuple[Shard, list[Encoded]]]:
