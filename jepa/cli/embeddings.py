@@ -7,7 +7,7 @@ from typing import Annotated
 
 import tyro
 
-from jepa.cli.arguments import Code, RunFolder, call_command, show
+from jepa.cli.arguments import Code, RunFolder, call_command, description, show
 from jepa.config import require
 
 __all__ = ["duplicates", "embed", "search"]
@@ -85,6 +85,7 @@ def search(arguments: list[str]) -> int:
         """
         from jepa.embeddings.search import search_source
 
+        require(bool(queries), f"QUERY is missing; usage: {description(search)[1]}")
         require(1 <= count <= MAX_COUNT, f"--count must be between 1 and {MAX_COUNT:,}, got {count}")
         check_fraction(max_broken)
         code.load()

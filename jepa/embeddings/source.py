@@ -165,7 +165,7 @@ class SourceImages:
             raise InputError(f"the query {other} {problem}; give image files, or .txt files with a path in each line")
         content = SplitIndex.from_files([file.absolute() for file in files]).files
         shape = (self.model.data.channels, *self.model.canvas)
-        dataset = ImageDataset("queries", content, None, (), shape, self.model.canvas)
+        dataset = ImageDataset("queries", content, None, (), shape=shape, canvas=self.model.canvas)
         options = self.encode_options("features of queries") | {"workers": 0}
         batches = list(encode_readable(self.model.encoder, dataset, torch.arange(len(files)), **options))
         for number, reason in sorted(dataset.unreadable.items()):
