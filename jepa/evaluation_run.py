@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,7 +18,7 @@ from jepa.backbones import Encoder
 from jepa.config import Config, DataConfig, InputError
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
-from jepa.data import CACHE, Batch, auto_workers, open_dataset, split_holdout
+from jepa.data import Batch, auto_workers, cache_beside, open_dataset, split_holdout
 from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.averaged_fixations import averaged_fixations
 from jepa.evaluation.checkpoint_scores import score_checkpoints
@@ -45,7 +44,6 @@ from jepa.version import __version__
 
 __all__ = ["TEST_FRACTION", "EvaluationRun"]
 
-USER_CACHE = Path("~/.cache/image-jepa").expanduser()  # for indexes and decoded images, if runs cannot be written to
 PROJECTED = ("trained", "untrained")
 TEST_FRACTION = 0.2  # fraction of training images held out for scoring if a source has no test split
 
@@ -95,9 +93,7 @@ class EvaluationRun:
         objective, untrained = objective.to(device), untrained.to(device)
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
-        cache = folder.path.parent / CACHE.name
-        if not os.access(cache if cache.exists() else cache.parent, os.W_OK):
-            cache = USER_CACHE
+        cache = cache_beside(folder.path)
         train, test, split = _open_subsets(data, cache, config, metadata.get("images", ""))
         stamp = [__version__, to_dict(config)["backbone"]]
         if config.code is not None:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jepa.cli.arguments import description
+from jepa.cli.embeddings import duplicates, embed, search
 from jepa.cli.evaluation import compare, evaluate, plot
 from jepa.cli.interop import export, import_
 from jepa.cli.lists import data, recipes
@@ -25,6 +26,9 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "evaluate": evaluate,
     "plot": plot,
     "compare": compare,
+    "embed": embed,
+    "search": search,
+    "duplicates": duplicates,
     "export": export,
     "import": import_,
     "data": data,
@@ -32,7 +36,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-USE_TORCH = ("train", "finetune", "evaluate", "plot", "export", "import")
+USE_TORCH = ("train", "finetune", "evaluate", "plot", "embed", "search", "duplicates", "export", "import")
 """Commands whose speed depends on the threads of torch."""
 
 

@@ -69,12 +69,13 @@ summary { cursor: pointer }
 """
 
 
-def html_document(title: str, sections: Sequence[str]) -> str:
-    """Return the page."""
+def html_document(title: str, sections: Sequence[str], style: str = "") -> str:
+    """Return the page; `style` is added to its style sheet."""
     return (
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f"<title>{escape(title)}</title>\n"
-        f'<meta name="viewport" content="width=device-width, initial-scale=1">\n<style>{STYLE}</style>\n</head>\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<style>{STYLE}{style}</style>\n</head>\n"
         "<body>\n" + "\n".join(sections) + "\n</body>\n</html>\n"
     )
 
