@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = (  # from the top, which may import everything below, to the bottom, which imports nothing
     *(
         "cli",
+        "classify",
         "report",
         "evaluate",
         "evaluation_run",

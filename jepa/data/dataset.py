@@ -17,15 +17,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from jepa.config import DataConfig, InputError
+from jepa.config import DataConfig, InputError, require, suggest
 from jepa.data.decode import Unreadable, decode
 from jepa.data.index import EncodedImages, SplitIndex, evenly_spaced
 from jepa.data.labels import align_classes
 from jepa.data.pixel_cache import PixelCache
-from jepa.data.sources.base import open_source, require_training_split
+from jepa.data.sources.base import Source, open_source, require_training_split
 from jepa.files import printable
 
-__all__ = ["DECODER", "DecodedBatch", "ImageDataset", "cores", "open_dataset", "progress"]
+__all__ = ["DECODER", "DecodedBatch", "ImageDataset", "cores", "open_dataset", "open_splits", "progress"]
 
 DECODER_VERSION = 3  # bump when the pixels returned by `decode` change, to invalidate caches
 DECODER = f"{DECODER_VERSION}-{PIL.__version__}"  # changes when pixels may change
@@ -146,10 +146,29 @@ def open_dataset(config: DataConfig, split: str = "train", cache: Path | None = 
     name = next((name for name in names if indexes[name].labels is not None), next(iter(names), None))  # may be hidden
     if name is None:
         return None
-    index = indexes[name]
-    if split != "train" and "train" in splits:
-        index = align_classes(index, source.open("train"))
-    return _build_dataset(index, config, name, source.cache)
+    return _build_dataset(_align(indexes[name], name, source, splits), config, name, source.cache)
+
+
+def open_splits(config: DataConfig, split: str | None = None, cache: Path | None = None) -> dict[str, ImageDataset]:
+    """Open all splits of the config's source, `train` first, or only the one named `split`.
+
+    Labels are numbered as in `open_dataset`. Raises `InputError` if the source is missing, contains no images, has no
+    such split, or cannot be read.
+    """
+    source = open_source(config.source, cache)
+    splits = sorted(source.splits(), key=lambda name: (name != "train", name))
+    near = suggest(split or "", splits) or "; give one of them"
+    require(split in (None, *splits), f"{config.source} has no split '{split}', only {', '.join(splits)}{near}")
+    return {
+        name: _build_dataset(_align(source.open(name), name, source, splits), config, name, source.cache)
+        for name in splits
+        if split in (None, name)
+    }
+
+
+def _align(index: SplitIndex, name: str, source: Source, splits: Sequence[str]) -> SplitIndex:
+    """Return the index of a split with labels that number the classes of the training split, if there is one."""
+    return index if name == "train" or "train" not in splits else align_classes(index, source.open("train"))
 
 
 def _build_dataset(index: SplitIndex, config: DataConfig, split: str, cache: Path) -> ImageDataset:

@@ -23,7 +23,20 @@ from jepa.data import DECODER, ImageDataset, evenly_spaced, read_ahead
 from jepa.files import Locked, lock, read_record, write_record
 from jepa.transforms.crop import as_float, resize
 
-__all__ = ["FeatureStore", "Features", "Pooling", "Subset", "extract", "pixel_features", "read_evenly"]
+__all__ = [
+    "BATCH_SIZE",
+    "Encoded",
+    "FeatureStore",
+    "Features",
+    "Pooling",
+    "Subset",
+    "encode",
+    "encode_readable",
+    "extract",
+    "pixel_features",
+    "read_evenly",
+    "weights_digest",
+]
 
 BATCH_SIZE = 100
 MAX_PIXEL_SIDE = 32  # maximum side of raw-pixel images; a linear probe on larger ones would not fit in memory
@@ -249,8 +262,20 @@ class Encoded(NamedTuple):
     parts: list[Tensor]  # one or four layers (B, D), averaged over tokens, and quadrants, if any
 
 
+def encode(encoder: Encoder, dataset: ImageDataset, indices: Tensor, **options: Any) -> Iterator[Encoded]:
+    """Yield batches of features; see `encode_readable`. Raises `InputError` if no image is readable."""
+    is_empty = True
+    for encoded in encode_readable(encoder, dataset, indices, **options):
+        is_empty = False
+        yield encoded
+    if is_empty:
+        raise InputError(
+            f"none of the {len(indices):,} images of {dataset.name} can be read; choose a different source"
+        )
+
+
 @torch.no_grad()
-def encode(
+def encode_readable(
     encoder: Encoder,
     dataset: ImageDataset,
     indices: Tensor,
@@ -261,11 +286,13 @@ def encode(
     workers: int,
     precision: Literal["fp32", "bf16"],
 ) -> Iterator[Encoded]:
-    """Yield batches of features."""
+    """Yield batches of features, without those batches in which no image is readable.
+
+    Raises `InputError` if features are NaN or infinite.
+    """
     layers = (-4, -3, -2, -1) if last4 and encoder.backbone.num_layers >= 4 else (-1,)
     decoded = read_ahead(dataset, indices.split(BATCH_SIZE), workers)
     total = -(-len(indices) // BATCH_SIZE)
-    count = 0
     disable = True if label is None else None  # None shows it in a terminal only
     for batch in tqdm(decoded, desc=label, total=total, unit="batch", delay=3, leave=False, disable=disable):
         if not batch.readable.any():
@@ -282,12 +309,7 @@ def encode(
                 f"the features of {dataset.name} are NaN or infinite, so the weights have probably diverged; "
                 "evaluate an earlier checkpoint, or retrain with a lower --optim.lr"
             )
-        count += len(images)
         yield Encoded(batch.indices[batch.readable], pooled)
-    if not count:
-        raise InputError(
-            f"none of the {len(indices):,} images of {dataset.name} can be read; choose a different source"
-        )
 
 
 def pixel_features(dataset: ImageDataset, indices: Tensor) -> Features:

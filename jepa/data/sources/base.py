@@ -28,6 +28,7 @@ __all__ = [
     "CACHE",
     "INDEX_VERSION",
     "Source",
+    "cache_beside",
     "cached_splits",
     "examine_files",
     "file_signature",
@@ -40,6 +41,7 @@ __all__ = [
 
 CACHE = Path("runs") / ".jepa-cache"
 """Default folder for indexes and decoded images. Runs stored elsewhere keep them next to the run folder."""
+USER_CACHE = Path("~/.cache/image-jepa").expanduser()  # if the folder of the runs cannot be written to
 INDEX_VERSION = 5  # bump when indexes are written differently, to rebuild those of earlier versions
 MAX_EXAMINED = 200_000  # the files of larger folders are not examined again whenever the index is opened
 
@@ -78,6 +80,12 @@ def open_source(name: str, cache: Path | None = None) -> Source:
     config = parse_source(name)
     source: Source = SOURCES.implementation(config)(config, name, source_cache(name, cache or CACHE))
     return source
+
+
+def cache_beside(run: Path) -> Path:
+    """Return the cache folder beside a run, or that of the user if it cannot be written to."""
+    cache = run.parent / CACHE.name
+    return cache if os.access(cache if cache.exists() else cache.parent, os.W_OK) else USER_CACHE
 
 
 def require_training_split(name: str, splits: Iterable[str]) -> None:
