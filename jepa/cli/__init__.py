@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import NoReturn
 
 from jepa.cli.arguments import description
+from jepa.cli.classify import classify
 from jepa.cli.embeddings import duplicates, embed, search
 from jepa.cli.evaluation import compare, evaluate, plot
 from jepa.cli.interop import export, import_
@@ -23,6 +24,7 @@ __all__ = ["COMMANDS", "main"]
 COMMANDS: dict[str, Callable[[list[str]], int]] = {
     "train": train,
     "finetune": finetune,
+    "classify": classify,
     "evaluate": evaluate,
     "plot": plot,
     "compare": compare,
@@ -36,7 +38,7 @@ COMMANDS: dict[str, Callable[[list[str]], int]] = {
 }
 
 
-USE_TORCH = ("train", "finetune", "evaluate", "plot", "embed", "search", "duplicates", "export", "import")
+USE_TORCH = ("train", "finetune", "classify", "evaluate", "plot", "embed", "search", "duplicates", "export", "import")
 """Commands whose speed depends on the threads of torch."""
 
 
