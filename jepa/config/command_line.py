@@ -9,6 +9,9 @@ import inspect
 import io
 import os
 import re
+import shutil
+import sys
+import textwrap
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, redirect_stdout, suppress
@@ -36,6 +39,7 @@ __all__ = [
 ]
 
 FLAG = re.compile(r"--|-[A-Za-z]")  # the beginning of a flag; -1 and -.5 are numbers
+MAX_HELP_WIDTH = 80  # of a description, in characters
 WORDS: dict[Any, dict[str, Any]] = {type(None): {"none": None}, bool: {"true": True, "false": False}}
 
 
@@ -287,9 +291,14 @@ def _positional(options: Mapping[str, Option], found: list[tuple[str, str]], usa
 
 
 def print_help(target: Any, prog: str, **default: Any) -> NoReturn:
-    """Print the help of a command, or of a config with its values as `default`, and exit."""
-    with redirect_stdout(io.StringIO()) if os.environ.get("NO_COLOR") else nullcontext() as plain, suppress(SystemExit):
+    """Print the help of a command, or of a config with its values as `default`, and exit.
+
+    tyro wraps the settings, but not the description above them.
+    """
+    terminal = sys.stdout.isatty() and not os.environ.get("NO_COLOR")  # tyro does not know NO_COLOR (no-color.org)
+    width = min(MAX_HELP_WIDTH, shutil.get_terminal_size().columns)
+    with nullcontext() if terminal else redirect_stdout(io.StringIO()) as plain, suppress(SystemExit):
         tyro.cli(target, args=["--help"], prog=prog, **default)
-    if plain is not None:  # tyro knows nothing of NO_COLOR (no-color.org), but colors only a terminal
-        print(plain.getvalue(), end="")
+    for line in plain.getvalue().splitlines() if plain is not None else ():
+        print(textwrap.fill(line, width, break_on_hyphens=False) if line[:1].isalpha() else line)
     raise SystemExit
