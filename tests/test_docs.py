@@ -18,8 +18,8 @@ from tests.test_import import ijepa_model, official_predictor, official_state
 GUIDE = Path(__file__).resolve().parent.parent / "docs" / "use-your-model.md"
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+BLOCKS = re.findall(r"```(python|sh)\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+SHORT = ["--steps", "2", "--eval-every", "0"]  # added to trainings, which take minutes otherwise
 
 
 def write_photos(folder: Path, count: int = 60, seed: int = 0) -> None:
@@ -39,7 +39,7 @@ def workplace(tmp_path_factory) -> Path:
     for name, size in (("a.jpg", (30, 40)), ("b.png", (50, 20))):
         pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name)
-    config = tiny_config(str(folder / "photos"), steps=2)
+    config = tiny_config(str(folder / "photos"), steps=2, name="demo")
     config = type(config)(
         **(vars(config) | {"data": type(config.data)(source=config.data.source, image_size=32, canvas=32)})
     )
@@ -57,23 +57,30 @@ def workplace(tmp_path_factory) -> Path:
     return folder
 
 
-def test_code_of_the_guide(workplace, monkeypatch):
-    monkeypatch.chdir(workplace)
-    names: dict[str, object] = {}
-    for block in blocks("python"):
-        exec(block, names)
-    assert names["features"].shape == (2, 32)
-    assert names["expected"].shape == (1, 16)
+@pytest.fixture(scope="module")
+def names() -> dict[str, object]:
+    """The variables of the Python code of the guide, which continues from block to block."""
+    return {}
 
 
-@pytest.mark.parametrize("block", blocks("sh"), ids=lambda block: " ".join(block.split()[:3]))
-def test_commands_of_the_guide(block, workplace, monkeypatch, capsys, short_report):
-    """Run in the order of the guide, in one folder: later commands use what earlier ones wrote."""
+@pytest.mark.parametrize(("language", "text"), BLOCKS, ids=[" ".join(text.split()[:3]) for _, text in BLOCKS])
+def test_the_guide(language, text, workplace, names, monkeypatch, capsys, short_report):
+    """Run the code and the commands in the order of the guide: later ones use what earlier ones wrote."""
     monkeypatch.chdir(workplace)
     short_report("classes")
-    for line in block.replace("\\\n", " ").splitlines():
+    if language == "python":
+        exec(text, names)
+        return
+    for line in text.replace("\\\n", " ").splitlines():
         program, *arguments = shlex.split(line, comments=True)
         assert program == "jepa", line
         with pytest.raises(SystemExit) as stop:
-            main(arguments)
+            main([*arguments, *(SHORT if arguments[0] in ("train", "finetune") else [])])
         assert not stop.value.code, f"{line}\n{capsys.readouterr().err}"
+
+
+def test_results_of_the_guide(workplace, names):
+    assert names["features"].shape == (2, 32)
+    assert names["expected"].shape == (1, 16)
+    assert (workplace / "predictions.csv").read_text().startswith("path,split,label,prediction,probability")
+    assert "<img" in (workplace / "nearest.html").read_text()
