@@ -27,6 +27,7 @@ __all__ = ["CANDIDATES", "Pair", "duplicates_of", "find_pairs", "group_pairs"]
 CANDIDATES = 3  # nearest images of each image that are compared with it
 QUERIES = 8000  # features that are compared with all others at a time
 COMPARED = 500  # pairs whose pixels are compared at a time
+SIMPLE_SHAPES = "look at the pairs before you remove any: different objects of one simple shape may count as the same"
 MAX_PRINTED_GROUPS, MAX_PRINTED_IMAGES = 10, 6  # in the terminal; the page and the table have more
 MAX_SHOWN_GROUPS, MAX_SHOWN_IMAGES = 200, 24  # on the page
 
@@ -63,7 +64,7 @@ def duplicates_of(
     pairs = find_pairs(shards, threshold, pixels)
     groups = group_pairs(pairs)
     about = describe(images, shards, pairs, groups, pixels)
-    lines = [about, *leak_lines(pairs)]
+    lines = [about, *leak_lines(pairs), *([SIMPLE_SHAPES] if pairs else [])]
     for group in groups[:MAX_PRINTED_GROUPS]:
         lines += ["", *group_lines(images, group)]
     if len(groups) > MAX_PRINTED_GROUPS:
@@ -208,7 +209,7 @@ def write_duplicates_page(
     file: Path, about: str, images: SourceImages, groups: Sequence[Sequence[Pair]], leaks: Sequence[str]
 ) -> None:
     """Write a page with the thumbnails of the largest groups."""
-    sections = [f'<p class="verdict">{escape("; ".join([about, *leaks]))}</p>']
+    sections = [f'<p class="verdict">{escape("; ".join([about, *leaks, *([SIMPLE_SHAPES] if groups else [])]))}</p>']
     for group in groups[:MAX_SHOWN_GROUPS]:
         found = members(group)
         shown = list(found.items())[:MAX_SHOWN_IMAGES]
