@@ -80,7 +80,7 @@ def classify(
     require(out.parent.is_dir(), f"the folder {out.parent} of --out does not exist; create it, or give another file")
     run = Run.open(path)
     config = run.config
-    objective, _, metadata = load_objective(run, checkpoint)
+    objective, _, _ = load_objective(run, checkpoint)
     names = class_names(objective, path)
     require(1 <= top <= len(names), f"--top must be between 1 and {len(names)}, the number of classes, got {top}")
     data = config.data
@@ -97,7 +97,7 @@ def classify(
             predicted = [f"{title}{rank}" for rank in ranks for title in ("prediction", "probability")]
             writer.writerow(["path", "split", "label", *predicted, "error"])
             for name, dataset in datasets.items():
-                trained_on = name == "train" and metadata.get("images") == dataset.signature
+                trained_on = name == "train" and any(dataset.signature == seen.signature for seen in config.labels_seen)
                 result = SplitResult(name, len(dataset), trained_on)
                 writer.writerows(_rows(objective, config, dataset, result, top))
                 results.append(result)

@@ -271,10 +271,14 @@ def train_supervised(run: EvaluationRun) -> Encoder:
 def supervised_config(config: Config, classes: int) -> Config:
     """Return the supervised counterpart of a config.
 
-    It has the same backbone, images, steps and optimizer, but is trained with labels.
+    It has the same backbone, images, steps and optimizer, but is trained from random weights with all labels.
     """
     if isinstance(config.objective, SupervisedConfig):
-        objective = dataclasses.replace(config.objective, classes=classes, names=(), head="random")
-        return dataclasses.replace(config, objective=objective, init=None)
+        objective = dataclasses.replace(
+            config.objective, classes=classes, names=(), labels=1.0, head="random", freeze=False
+        )
+        return dataclasses.replace(
+            config, objective=objective, init=None, optim=dataclasses.replace(config.optim, layer_decay=1.0)
+        )
     objective = SupervisedConfig(classes, config.objective.supervised_crop())
     return dataclasses.replace(config, name="supervised", objective=objective, init=None)

@@ -94,7 +94,7 @@ class EvaluationRun:
         names = ["trained", *list(objective.encoders())[1:]]
         encoders = dict(zip(names, objective.encoders().values(), strict=True)) | {"untrained": untrained}
         cache = cache_beside(folder.path)
-        train, test, split = _open_subsets(data, cache, config, metadata.get("images", ""))
+        train, test, split = _open_subsets(data, cache, config)
         stamp = [__version__, to_dict(config)["backbone"]]
         if config.code is not None:
             stamp.append(hashlib.sha256(loaded_code(config.code).content).hexdigest())
@@ -225,9 +225,13 @@ class EvaluationRun:
         return score_checkpoints(encoders, self.train, self.test, self.workers, self.store.precision)
 
     def _checkpoints(self, steps: list[int]) -> Iterator[tuple[int, Encoder]]:
-        """Yield the step and the main encoder of each checkpoint, in order, without those that cannot be read."""
+        """Yield the step and the main encoder of each checkpoint, in order, without those that cannot be read.
+
+        Step 0 is the untrained encoder, unless training started from other weights.
+        """
         evaluated = self.metadata["step"]
-        yield 0, self.encoders["untrained"]
+        if self.config.init is None:
+            yield 0, self.encoders["untrained"]
         for step in sorted({*steps, evaluated}):
             if step == evaluated:
                 yield step, self.encoders["trained"]
@@ -286,11 +290,11 @@ def _of_both(score: Callable[[str], dict[str, Any] | None]) -> dict[str, Any]:
     return {name: part for name, part in scores.items() if part is not None}
 
 
-def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str) -> tuple[Subset, Subset, str]:
+def _open_subsets(data: DataConfig, cache: Path, config: Config) -> tuple[Subset, Subset, str]:
     """Return the images to fit on, the images to score, and a description of the split.
 
-    Without a test split, a fifth of the training images is scored. If the run was trained with labels, on images of the
-    signature `trained_on`, only those that it held out are scored.
+    Without a test split, a fifth of the training images is scored. If the run, or one that it started from, was trained
+    with the labels of these images, only those that all of them held out are scored.
     """
     train, test = open_dataset(data, "train", cache), open_dataset(data, "test", cache)
     assert train is not None
@@ -299,8 +303,8 @@ def _open_subsets(data: DataConfig, cache: Path, config: Config, trained_on: str
             raise InputError(f"{data.source} must have at least two test images, got {len(test)}")
         return Subset(train, torch.arange(len(train))), Subset(test, torch.arange(len(test))), "train to test"
     fraction = TEST_FRACTION
-    if config.objective.uses_labels and train.signature == trained_on:
-        fraction = config.data.holdout
+    if held_out_before := [seen.holdout for seen in config.labels_seen if seen.signature == train.signature]:
+        fraction = min(held_out_before)  # the images that a smaller fraction holds out are among those of a larger one
     elif config.objective.uses_labels and data.source == config.data.source:
         raise InputError(
             f"the images of {data.source} have changed since the run was trained with their labels, so it is unknown "

@@ -62,16 +62,15 @@ def lr_scales(objective: Objective, layer_decay: float) -> dict[nn.Parameter, fl
 def load_pretrained(objective: Objective, pretrained: Pretrained) -> str:
     """Load trained weights into an objective, and return a description of which.
 
-    If both objectives are of the same kind, with parts of the same names and shapes, everything is loaded. Otherwise,
-    each encoder gets the weights of the main trained encoder, and the other parts keep their initial ones. Raises
-    `InputError` if the main trained encoder does not match.
+    If both objectives are of the same kind, with parts of the same names and shapes and with the same classes,
+    everything is loaded. Otherwise, each encoder gets the weights of the main trained encoder, and the other parts keep
+    their initial ones. Raises `InputError` if the main trained encoder does not match.
     """
     source, own = pretrained.objective, objective.state_dict()
     theirs = source.state_dict()
     names = ", ".join(objective.encoders())
-    if type(source) is type(objective) and {n: t.shape for n, t in theirs.items()} == {
-        n: t.shape for n, t in own.items()
-    }:
+    same_shapes = {n: t.shape for n, t in theirs.items()} == {n: t.shape for n, t in own.items()}
+    if type(source) is type(objective) and same_shapes and classes_of(source) == classes_of(objective):
         objective.load_state_dict(theirs)
         return f"all weights come from {pretrained.origin}"
     main, name = source.main_encoder.backbone.state_dict(), next(iter(source.encoders()))
@@ -81,6 +80,11 @@ def load_pretrained(objective: Objective, pretrained: Pretrained) -> str:
     fresh = [name for name, module in objective.named_children() if id(module) not in inner and has_parameters(module)]
     rest = f"; new: {', '.join(fresh)}" if fresh else ""
     return f"the weights of {names} come from the encoder '{name}' of {pretrained.origin}{rest}"
+
+
+def classes_of(objective: Objective) -> tuple[str, ...]:
+    """Return the names of the classes that an objective is trained to tell apart; none for those without labels."""
+    return objective.config.names if isinstance(objective, Supervised) else ()
 
 
 def has_parameters(module: nn.Module) -> bool:

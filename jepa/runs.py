@@ -34,7 +34,7 @@ __all__ = ["ADJUSTABLE", "Run", "changed_setting", "fresh_objective", "load_enco
 
 ADJUSTABLE = frozenset(
     {"name", "steps", "device", "precision", "compile", "accumulate", "log_every", "eval_every", "save_every"}
-    | {"keep_every"}
+    | {"keep_every", "labels_seen"}
     | {"data.source", "data.cache_gb", "data.workers", "data.max_broken"}
 )
 """Settings that may change when a run is resumed; any other change would make it a different run."""

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 
 from jepa import distributed
 from jepa.checkpoints import is_finite, load_tensors, to_tensors
-from jepa.config import Config, InputError
+from jepa.config import Config, InputError, LabeledImages
 from jepa.config.arguments import TrainArguments, expand_home, parse_train_arguments
 from jepa.config.errors import Interrupted, exit_with, handle_stop
 from jepa.config.hints import command
@@ -82,6 +82,7 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
                 config,
                 data=measure_statistics(config.data, dataset),
                 objective=config.objective.with_classes(dataset.classes if dataset.labels is not None else ()),
+                labels_seen=labels_seen(config, run if resume and run.exists else None, dataset),
             )
         held_out = config.data.holdout if dataset.labels is not None else 0.0
         objective = fresh_objective(config).to(device)
@@ -157,6 +158,16 @@ def train(config: Config, path: str | Path, resume: bool = False) -> Run:
                 if stop and step < config.steps:
                     raise Interrupted(f"stopped at step {step} of {config.steps}", received_signal() or signal.SIGTERM)
     return run
+
+
+def labels_seen(config: Config, resumed: Run | None, dataset: ImageDataset) -> tuple[LabeledImages, ...]:
+    """Return the images with whose labels the weights were trained: before `config.init`, and those of this run."""
+    if resumed is not None:
+        before = resumed.config.labels_seen
+    else:
+        before = () if config.init is None else read_config_of(config.init).labels_seen
+    own = (LabeledImages(dataset.signature, config.data.holdout),) if config.objective.uses_labels else ()
+    return tuple(dict.fromkeys((*before, *own)))
 
 
 def start_run(

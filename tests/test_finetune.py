@@ -29,19 +29,23 @@ from jepa.config import (
 )
 from jepa.config.arguments import parse_finetune_arguments, parse_train_arguments
 from jepa.config.serialization import from_dict, to_dict
-from jepa.data import Batch
-from jepa.evaluate import evaluate
+from jepa.data import Batch, split_holdout
+from jepa.evaluate import evaluate, supervised_config
 from jepa.evaluation.features import Features, extract
 from jepa.evaluation.linear_probe import linear_probe
 from jepa.evaluation.trained_head import head_accuracy
+from jepa.evaluation_run import EvaluationRun
 from jepa.initialization import load_pretrained
 from jepa.interop import read_config_of, read_pretrained
+from jepa.interop.export import export
+from jepa.interop.import_run import import_run
 from jepa.objectives.supervised import Supervised, draw_labeled
 from jepa.optim import build_optimizer, set_schedule
+from jepa.report.plot_curves import curves
 from jepa.rng import Rng
 from jepa.runs import Run, fresh_objective, load_objective
 from jepa.train import train
-from tests.conftest import override, same_tensors
+from tests.conftest import override, same_tensors, toy_images, write_parquet
 from tests.test_resume import interrupted_after
 
 
@@ -351,7 +355,97 @@ def test_supervised_configs_are_read_from_json():
     )
     with pytest.raises(InputError, match=r"as many as objective\.classes"):
         SupervisedConfig(classes=3, names=("a", "b"))
-    with pytest.raises(InputError, match="mixup must be between"):
+    with pytest.raises(InputError, match="mixup must be 0, or between"):
         SupervisedConfig(mixup=-1)
     with pytest.raises(InputError, match="label_smoothing must be in"):
         SupervisedConfig(label_smoothing=1)
+
+
+@pytest.fixture
+def unsplit(tmp_path) -> str:
+    """A source of 60 images without a test split."""
+    images, labels = toy_images(60, seed=3)
+    write_parquet(tmp_path / "unsplit" / "train-00000-of-00001.parquet", images, labels)
+    return str(tmp_path / "unsplit")
+
+
+def test_images_whose_labels_earlier_runs_have_seen_are_not_scored(run, unsplit, tmp_path, toy_source):
+    """Fine-tuned, then trained without labels, then exported and imported: the encoder has still seen the labels."""
+    tuned = override(run.config, objective=SupervisedConfig(), init=str(run.path), data__source=unsplit, steps=1)
+    first = train(override(tuned, data__holdout=0.1), tmp_path / "first")
+    seen = first.config.labels_seen
+    assert [part.holdout for part in seen] == [0.1]
+    later = train(override(run.config, init=str(first.path), data__source=unsplit, steps=1), tmp_path / "later")
+    elsewhere = train(override(later.config, init=str(later.path), data__source=toy_source), tmp_path / "elsewhere")
+    export(read_pretrained(first.path), "safetensors", tmp_path / "exported")
+    imported, _ = import_run(str(tmp_path / "exported"), tmp_path / "imported", unsplit)
+    for other in (first, later, elsewhere, imported):
+        assert other.config.labels_seen == seen
+        scored = EvaluationRun.open(other.path, unsplit).test.indices
+        assert torch.equal(scored, split_holdout(60, 0.1)[1]), other.path
+    assert len(EvaluationRun.open(run.path, unsplit).test.indices) == 12  # it has seen no labels
+    twice = train(override(tuned, init=str(first.path), data__holdout=0.4), tmp_path / "twice")
+    assert {part.holdout for part in twice.config.labels_seen} == {0.1, 0.4}
+    assert len(EvaluationRun.open(twice.path).test.indices) == 6
+    resumed = train(override(tuned, init=str(first.path), data__holdout=0.4, steps=2), twice.path, resume=True)
+    assert resumed.config.labels_seen == twice.config.labels_seen
+
+
+def test_a_run_with_other_labels_starts_from_the_encoder_alone(run, unsplit, tmp_path):
+    config = override(run.config, objective=SupervisedConfig(), steps=1)
+    first = train(config, tmp_path / "first")
+    images, labels = toy_images(40)
+    for order in (("a", "b"), ("b", "a")):
+        source = write_parquet(tmp_path / order[0] / "train-0.parquet", images, labels, order).parent
+        again = override(config, init=str(first.path), data__source=str(source), optim__lr=0, optim__lr_start=0)
+        second = train(override(again, optim__lr_end=0, seed=7), tmp_path / f"from-{order[0]}")
+        heads = [load_objective(part)[0].head.weight for part in (first, second)]
+        assert torch.equal(*heads) is (order == ("a", "b"))
+
+
+def test_classes_of_other_images_are_refused_or_replaced(run, tmp_path, capsys):
+    first = train(override(run.config, objective=SupervisedConfig(), steps=1, save_every=1), tmp_path / "first")
+    images, labels = toy_images(40)
+    swapped = write_parquet(tmp_path / "swapped" / "train-0.parquet", images, labels, ("b", "a")).parent
+    with pytest.raises(InputError, match=r"has the classes 'a', 'b', but the images have 'b', 'a'; choose images"):
+        train(override(first.config, data__source=str(swapped), steps=2), first.path, resume=True)
+    with pytest.raises(InputError, match=r"objective\.classes is 3, but the images have 2 classes"):
+        train(override(run.config, objective=SupervisedConfig(3)), tmp_path / "three")
+    arguments = ["train", "--config", first.path / "config.json", "--data", swapped, "--run", tmp_path / "other"]
+    code, _, err = call(capsys, *arguments)
+    assert code == 0, err
+    assert Run.open(tmp_path / "other").config.objective.names == ("b", "a")
+
+
+def test_a_batch_may_be_larger_than_the_number_of_labeled_images(run, tmp_path):
+    config = override(run.config, objective=SupervisedConfig(labels=0.05, head="probe", mixup=0.5), steps=3)
+    tuned = train(override(config, init=str(run.path), batch_size=16), tmp_path / "few")
+    assert tuned.metrics()[-1]["step"] == 3
+    with pytest.raises(InputError, match="batch_size must be at most the number of training images"):
+        train(override(run.config, batch_size=100), tmp_path / "many")
+
+
+def test_figures_do_not_call_the_weights_at_the_start_untrained(run, tmp_path):
+    config = override(run.config, init=str(run.path), steps=4, keep_every=2, eval_every=2)
+    later = train(config, tmp_path / "later")
+    scores = EvaluationRun.open(later.path).checkpoint_scores
+    assert scores is not None
+    assert [part["step"] for part in scores] == [2, 4]
+    texts = {text.get_text() for axes in curves(later).axes for text in axes.texts}
+    assert "at the start" in texts
+    assert "untrained" not in texts
+
+
+def test_the_supervised_counterpart_of_a_fine_tuning_starts_from_scratch(run):
+    tuned = override(run.config, objective=SupervisedConfig(labels=0.1, freeze=True, head="probe"), init="x")
+    config = supervised_config(override(tuned, optim__layer_decay=0.5), 2)
+    objective = config.objective
+    assert isinstance(objective, SupervisedConfig)
+    assert (objective.labels, objective.freeze, objective.head, config.init) == (1, False, "random", None)
+    assert config.optim.layer_decay == 1
+
+
+@pytest.mark.parametrize("value", [-1, 1e-3, 101, float("inf")])
+def test_limits_of_mixup(value):
+    with pytest.raises(InputError, match=r"objective\.mixup must be 0, or between 0\.01 and 100, got"):
+        SupervisedConfig(mixup=value)

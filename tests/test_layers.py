@@ -14,7 +14,7 @@ PACKAGE = Path(__file__).resolve().parent.parent / "jepa"
 LAYERS = (  # from the top, which may import everything below, to the bottom, which imports nothing
     *("cli", "classify", "embeddings", "report", "evaluate", "evaluation_run", "train", "initialization", "logger"),
     *("interop", "runs", "checkpoints", "evaluation"),
-    *("objectives", "data", "backbones", "transforms", "distributed", "optim", "config", "rng", "files"),
+    *("objectives", "data", "backbones", "transforms", "optim", "distributed", "config", "rng", "files"),
     *("terminal", "threads"),
     *("torchvision_guard", "version"),
 )

@@ -81,3 +81,25 @@ def test_muon_orthogonalizes_the_updates_of_matrices_and_convolutions():
             assert (values.min() > 0.6 * values.max()) == in_balance
         assert 0.005 < update.square().mean().sqrt() < 0.04  # 0.2 · lr, that of AdamW
     assert torch.allclose(updates[1], torch.full((8,), -0.1), atol=1e-3)  # AdamW
+
+
+@pytest.mark.parametrize(("bf16", "dtype"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_muon_orthogonalizes_in_fp32_where_bf16_is_slow(bf16, dtype, monkeypatch):
+    from timm.optim import muon
+
+    monkeypatch.setattr("jepa.distributed.has_bf16_instructions", lambda: bf16)
+    used = []
+    original = muon.zeropower_via_newtonschulz
+
+    def orthogonalize(*arguments, **options):
+        result = original(*arguments, **options)
+        used.append(result.dtype)
+        return result
+
+    monkeypatch.setattr(muon, "zeropower_via_newtonschulz", orthogonalize)
+    model = nn.Linear(8, 4)
+    optimizer = build_optimizer(model, OptimConfig(kind="muon"))
+    model(torch.ones(1, 8)).sum().backward()
+    optimizer.step()
+    assert used == [dtype]
+    assert muon.zeropower_via_newtonschulz is orthogonalize

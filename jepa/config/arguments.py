@@ -217,9 +217,12 @@ def _check_architecture(config: Config, init: Config) -> None:
 
 
 def _of_other_images(config: Config, given: Sequence[Given]) -> Config:
-    """Return the config of a file without its mean and standard deviation if the flags name other images."""
+    """Return the config of a file without what was measured on its images if the flags name other ones."""
     source = take(_options(AutoArguments()), given).values.get(("data", "source"), config.data.source)
-    return config if source == config.data.source else replace(config, data=replace(config.data, mean=None, std=None))
+    if source == config.data.source:
+        return config
+    data = replace(config.data, mean=None, std=None)
+    return replace(config, data=data, objective=config.objective.without_classes())
 
 
 def _override(config: Config, taken: Taken, words: list[str]) -> Config:

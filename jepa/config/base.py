@@ -27,6 +27,7 @@ __all__ = [
     "BackboneConfig",
     "CodeConfig",
     "Config",
+    "LabeledImages",
     "ObjectiveConfig",
     "OptimConfig",
     "PartTable",
@@ -67,7 +68,14 @@ class ObjectiveConfig:
         """Raise `InputError` if the objective is incompatible with the rest of the experiment."""
 
     def with_classes(self, names: tuple[str, ...]) -> Self:
-        """Return the config for images of these classes, which training calls when it has opened them."""
+        """Return the config for images of these classes, which training calls when it has opened them.
+
+        Raises `InputError` if they do not fit.
+        """
+        return self
+
+    def without_classes(self) -> Self:
+        """Return the config for other images than those that the run of this config was trained on."""
         return self
 
     def check_training(self) -> None:
@@ -221,6 +229,16 @@ class CodeConfig:
 
 
 @dataclass(frozen=True)
+class LabeledImages:
+    """Images with whose labels weights were trained."""
+
+    signature: str
+    """Signature of the training split."""
+    holdout: float
+    """Fraction of it that was held out."""
+
+
+@dataclass(frozen=True)
 class Config:
     """All settings of one experiment."""
 
@@ -256,6 +274,8 @@ class Config:
     objective: ObjectiveConfig = field(default_factory=OBJECTIVES.default)
     optim: OptimConfig = field(default_factory=OptimConfig)
     code: Annotated[CodeConfig | None, tyro.conf.Suppress] = None  # set by the path of the file
+    labels_seen: Annotated[tuple[LabeledImages, ...], tyro.conf.Suppress] = ()
+    """Images with whose labels the weights were trained, also those before `init`; set when training starts."""
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch_size", "accumulate", "log_every", "save_every"):

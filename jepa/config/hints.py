@@ -8,12 +8,13 @@ import shutil
 import sys
 import types
 import typing
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from jepa.files import printable
 
-__all__ = ["alternatives", "command", "describe", "shown"]
+__all__ = ["alternatives", "command", "describe", "listed", "shown"]
 
 NAMES: dict[Any, tuple[str, str]] = {
     int: ("an integer", "integers"),
@@ -24,6 +25,7 @@ NAMES: dict[Any, tuple[str, str]] = {
     type(None): ("none", "none"),
 }
 """One value of a type, and several."""
+MAX_LISTED = 5  # names in a message
 MAX_SHOWN = 60  # characters of a value in a message
 
 
@@ -54,6 +56,12 @@ def describe(hint: Any) -> str:
         several = NAMES.get(arguments[0], ("", "values"))[1]
         return several if arguments[-1] is Ellipsis else f"{len(arguments)} {several}"
     return NAMES.get(hint, ("an object of settings", ""))[0]
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names separated by commas: the first ones and the number of the others if there are many."""
+    more = f" and {len(names) - MAX_LISTED:,} more" if len(names) > MAX_LISTED else ""
+    return ", ".join(map(shown, names[:MAX_LISTED])) + more
 
 
 def shown(value: Any) -> str:

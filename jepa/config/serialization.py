@@ -26,7 +26,7 @@ OLD_NAMES = {("objective", "fixations", "field"): "view_fraction"}
 def to_dict(config: Any) -> Any:
     """Convert a config to JSON values. Objectives and backbones carry their `kind`."""
     if not is_dataclass(config):
-        return list(config) if isinstance(config, tuple) else config
+        return [to_dict(item) for item in config] if isinstance(config, tuple) else config
     kind = {"kind": config.kind} if isinstance(config, BackboneConfig | ObjectiveConfig) else {}
     return kind | {f.name: to_dict(getattr(config, f.name)) for f in fields(config)}
 

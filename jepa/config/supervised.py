@@ -9,12 +9,13 @@ import tyro
 
 from jepa.config.base import ObjectiveConfig
 from jepa.config.errors import check_limits, require
+from jepa.config.hints import listed
 from jepa.config.transforms import CropConfig
 
 __all__ = ["SupervisedConfig"]
 
 MAX_CLASSES = 1_000_000
-MAX_MIXUP = 100.0
+MIN_MIXUP, MAX_MIXUP = 0.01, 100.0  # outside of them, the distribution is no different for floats
 
 
 @dataclass(frozen=True)
@@ -51,19 +52,33 @@ class SupervisedConfig(ObjectiveConfig):
         require(
             0 <= self.label_smoothing < 1, f"objective.label_smoothing must be in [0, 1), got {self.label_smoothing}"
         )
-        require(0 <= self.mixup <= MAX_MIXUP, f"objective.mixup must be between 0 and {MAX_MIXUP:g}, got {self.mixup}")
+        require(
+            self.mixup == 0 or MIN_MIXUP <= self.mixup <= MAX_MIXUP,
+            f"objective.mixup must be 0, or between {MIN_MIXUP} and {MAX_MIXUP:g}, got {self.mixup}",
+        )
         require(
             not self.names or len(self.names) == classes,
             f"objective.names must be as many as objective.classes, {classes}, got {len(self.names)}",
         )
 
     def with_classes(self, names: tuple[str, ...]) -> Self:
-        """Return the config with the classes of a source, unless their number is set."""
-        if self.classes is not None:
-            return self
+        """Return the config with the classes of a source. Raises `InputError` if they are not those of the config."""
         require(
             len(names) >= 2,
             f"the supervised objective requires labels of at least two classes, but the images have {len(names)}; "
             "choose a source with classes",
         )
+        require(
+            self.classes in (None, len(names)),
+            f"objective.classes is {self.classes}, but the images have {len(names)} classes; leave out the setting",
+        )
+        require(
+            self.names in ((), names),
+            f"the run has the classes {listed(self.names)}, but the images have {listed(names)}; choose images of the "
+            "same classes, or train another run",
+        )
         return replace(self, classes=len(names), names=names)
+
+    def without_classes(self) -> Self:
+        """Return the config without the classes of the images with which it was trained."""
+        return replace(self, classes=None, names=()) if self.names else self

@@ -108,8 +108,9 @@ class Loader:
     """Load the batches of one rank, divided into microbatches.
 
     `indices` (N,) are the sorted indices of the training images. With `labels`, batches contain the labels of the
-    images. `workers` is the number of decoding processes, or None for the device's default. Raises `InputError` if
-    there are fewer images than the batch size, or if the batch size is not a multiple of processes times microbatches.
+    images, and an image more than once if there are fewer than the batch size. `workers` is the number of decoding
+    processes, or None for the device's default. Raises `InputError` if there are fewer images than the batch size and
+    no `labels`, or if the batch size is not a multiple of processes times microbatches.
     """
 
     dataset: ImageDataset
@@ -125,7 +126,7 @@ class Loader:
 
     def __post_init__(self) -> None:
         count = len(self.indices)
-        if count < self.batch_size:
+        if count < self.batch_size and not self.labels:
             raise InputError(
                 f"batch_size must be at most the number of training images ({count} in {self.dataset.name}), "
                 f"got {self.batch_size}; choose --batch-size {count} or less"

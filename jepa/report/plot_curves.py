@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from jepa.config import InputError
+from jepa.config.serialization import read_json
 from jepa.report.names import shorten_names
 from jepa.report.style import ENCODER_COLORS, INK, literal, new_figure, reference_line, series_style
 from jepa.runs import Run
@@ -46,8 +47,9 @@ def curves(run: Run) -> Figure:
     ratios = (1.5, *(1 for _ in panels))
     loss_axes, *other_axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     draw_losses(loss_axes, losses)
+    start = "untrained" if read_json(run.path / "config.json").get("init") is None else "at the start"
     for axes, (key, panel_records) in zip(other_axes, panels.items(), strict=True):
-        draw_series(axes, panel_records, key)
+        draw_series(axes, panel_records, key, start)
     return figure
 
 
@@ -81,8 +83,11 @@ def moving_average(values: list[float], window: int) -> list[float]:
     return [sum(part) / len(part) for part in windows]
 
 
-def draw_series(axes: Axes, records: list[dict[str, Any]], key: str) -> None:
-    """Draw one metric by step with its standard error, if any, and its value before training as a horizontal line."""
+def draw_series(axes: Axes, records: list[dict[str, Any]], key: str, start: str) -> None:
+    """Draw one metric by step with its standard error, if any, and its value before training as a horizontal line.
+
+    `start` names the encoder before training: "untrained".
+    """
     points = [(record["step"], record[key], record.get(f"{key}_error", 0)) for record in records if key in record]
     steps, values, errors = (np.array(column) for column in zip(*points, strict=True))
     color = ENCODER_COLORS["trained"]
@@ -90,6 +95,6 @@ def draw_series(axes: Axes, records: list[dict[str, Any]], key: str) -> None:
     if errors.any():
         axes.fill_between(steps, values - errors, values + errors, color=color, alpha=0.2, linewidth=0)
     if points[0][0] == 0:
-        reference_line(axes, points[0][1], "untrained")
+        reference_line(axes, points[0][1], start)
     axes.set(title=TITLES[key], xlabel="step")
     axes.margins(y=0.2)
