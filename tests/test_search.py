@@ -181,6 +181,12 @@ def test_faiss_finds_the_same(capsys, monkeypatch, run, photos):
         found = run_command(capsys, "search", run, photos, query)
         assert "found approximately by faiss" in found
         assert found.splitlines()[2:] == exact.splitlines()[2:]
+    (index,) = photos.parent.rglob("hnsw.faiss")
+    content = bytearray(index.read_bytes())
+    for damaged in (b"", content[: len(content) // 2], content[:-100] + bytes(100)):
+        index.write_bytes(damaged)
+        assert run_command(capsys, "search", run, photos, query).splitlines()[2:] == exact.splitlines()[2:]
+        assert index.read_bytes() == content
 
 
 def test_near_duplicates_across_splits(capsys, run, photos, tmp_path):
@@ -198,6 +204,37 @@ def test_near_duplicates_across_splits(capsys, run, photos, tmp_path):
     }
     assert page.read_text(encoding="utf-8").count("data:image/png;base64") == 2
     assert "no near-duplicates among 6 images" in run_command(capsys, "duplicates", run, photos, "--split", "test")
+
+
+def test_different_objects_of_one_shape_are_no_duplicates_but_copies_are(capsys, run, tmp_path):
+    """As in Fashion-MNIST, the silhouette is always the same, and only faint textures differ."""
+    shape = np.zeros((16, 16, 3))
+    shape[2:14, 4:12] = 200
+    folder = tmp_path / "clothes" / "train"
+    folder.mkdir(parents=True)
+    for seed in range(40):
+        texture = np.random.default_rng(seed).integers(0, 255, (16, 16, 3))
+        clothes = Image.fromarray((0.92 * shape + 0.08 * texture).astype(np.uint8))
+        clothes.save(folder / f"{seed:02d}.png")
+        if seed == 7:
+            clothes.save(folder / "copy.jpg", quality=95, subsampling=0)
+    every = ("--threshold", "-1")
+    text = run_command(capsys, "duplicates", run, folder.parent, *every)
+    assert "1 group of near-duplicates (2 images, 1 pair) among 41 images" in text
+    assert sorted(line.split()[-1] for line in text.splitlines()[-2:]) == ["train/07.png", "train/copy.jpg"]
+
+
+@pytest.mark.parametrize("others", [0, 1, 20])
+def test_recompressed_copies_are_one_group(capsys, run, tmp_path, others):
+    folder = tmp_path / "copies" / "train"
+    folder.mkdir(parents=True)
+    for seed in range(others):
+        Image.fromarray(detailed_image(100 + seed)).save(folder / f"other-{seed}.png")
+    for quality in range(90, 99):
+        Image.fromarray(detailed_image(3)).save(folder / f"{quality}.jpg", quality=quality, subsampling=0)
+    text = run_command(capsys, "duplicates", run, folder.parent)
+    assert "1 group of near-duplicates (9 images, " in text
+    assert "other" not in text
 
 
 def test_features_alone_find_more(capsys, run, photos):

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
@@ -18,7 +19,8 @@ from jepa.embeddings.page import check_output, html_card, html_grid, write_page
 from jepa.embeddings.search import names_of, skipped_text
 from jepa.embeddings.source import Image, SourceImages
 from jepa.embeddings.store import FeatureShards, cached_features
-from jepa.evaluation.near_duplicates import SIDE, is_near_duplicate
+from jepa.evaluation.knn import largest
+from jepa.evaluation.near_duplicates import NUM_OTHERS, SIDE, is_exceptional, is_near_duplicate, layout
 from jepa.files import atomic_write
 from jepa.transforms.crop import as_float, resize
 
@@ -27,7 +29,6 @@ __all__ = ["CANDIDATES", "Pair", "duplicates_of", "find_pairs", "group_pairs"]
 CANDIDATES = 3  # nearest images of each image that are compared with it
 QUERIES = 8000  # features that are compared with all others at a time
 COMPARED = 500  # pairs whose pixels are compared at a time
-SIMPLE_SHAPES = "look at the pairs before you remove any: different objects of one simple shape may count as the same"
 MAX_PRINTED_GROUPS, MAX_PRINTED_IMAGES = 10, 6  # in the terminal; the page and the table have more
 MAX_SHOWN_GROUPS, MAX_SHOWN_IMAGES = 200, 24  # on the page
 
@@ -64,7 +65,7 @@ def duplicates_of(
     pairs = find_pairs(shards, threshold, pixels)
     groups = group_pairs(pairs)
     about = describe(images, shards, pairs, groups, pixels)
-    lines = [about, *leak_lines(pairs), *([SIMPLE_SHAPES] if pairs else [])]
+    lines = [about, *leak_lines(pairs)]
     for group in groups[:MAX_PRINTED_GROUPS]:
         lines += ["", *group_lines(images, group)]
     if len(groups) > MAX_PRINTED_GROUPS:
@@ -83,10 +84,15 @@ def find_pairs(shards: FeatureShards, threshold: float, pixels: bool = True) -> 
     """Return all pairs of near-duplicates, the most similar first.
 
     Candidates are the three images nearest to each image, if the cosine of their centered features is at least
-    `threshold`. With `pixels`, only those are kept that are the same up to compression, interpolation and brightness;
-    see `is_near_duplicate`.
+    `threshold`. With `pixels`, only those are kept whose layouts are more similar than those of different objects of
+    one shape (`is_exceptional`), and that are the same up to compression, interpolation and brightness
+    (`is_near_duplicate`). Of few images, whose features have no meaningful center, all pairs are compared.
     """
-    rows, similarities = candidates(shards, threshold)
+    is_few = pixels and len(shards) <= NUM_OTHERS
+    rows, similarities = candidates(shards, *((-1.0, NUM_OTHERS) if is_few else (threshold, CANDIDATES)))
+    if pixels and not is_few:
+        chosen = exceptional_layouts(shards, rows)
+        rows, similarities = rows[chosen], [similarities[number] for number in chosen.nonzero().flatten().tolist()]
     first, second = shards.locate(rows[:, 0].tolist()), shards.locate(rows[:, 1].tolist())
     pairs = [Pair(*values) for values in zip(first, second, similarities, strict=True)]
     if pixels:
@@ -94,14 +100,14 @@ def find_pairs(shards: FeatureShards, threshold: float, pixels: bool = True) -> 
     return sorted(pairs, key=lambda pair: -pair.similarity)
 
 
-def candidates(shards: FeatureShards, threshold: float) -> tuple[Tensor, list[float]]:
-    """Return the rows (P, 2) of candidates, each pair once, and their similarities."""
+def candidates(shards: FeatureShards, threshold: float, count: int) -> tuple[Tensor, list[float]]:
+    """Return the rows (P, 2) of images and of the `count` nearest ones, each pair once, and their similarities."""
     neighbors = Neighbors(shards)
     found: dict[tuple[int, int], float] = {}
     start = 0
     with tqdm(desc="comparing features", total=len(shards), unit=" images", delay=2, leave=False, disable=None) as bar:
         for x in large_blocks(shards):
-            values, rows = neighbors.nearest(x, min(CANDIDATES + 1, len(shards)))
+            values, rows = neighbors.nearest(x, min(count + 1, len(shards)))
             own = torch.arange(start, start + len(x))[:, None].expand_as(rows)
             chosen = (values >= threshold) & (rows != own) & (rows >= 0)  # faiss returns -1 if it finds no more
             both = torch.stack([own, rows], -1)[chosen].sort(1).values
@@ -122,6 +128,31 @@ def large_blocks(shards: FeatureShards) -> Iterator[Tensor]:
             held = []
     if held:
         yield torch.cat(held)
+
+
+def exceptional_layouts(shards: FeatureShards, rows: Tensor) -> Tensor:
+    """Return whether the layouts of each pair of rows (P, 2) are exceptionally similar, (P,); see `is_exceptional`.
+
+    They have to be for both images.
+    """
+    unit = layouts_of(shards)
+    others = torch.empty(len(unit))
+    for chunk in rows.unique().split(COMPARED):
+        others[chunk] = largest(unit[chunk] @ unit.T, NUM_OTHERS + 1)[0][:, -1]  # the first is the image itself
+    return is_exceptional((unit[rows[:, 0]] * unit[rows[:, 1]]).sum(1), others[rows].amax(1))
+
+
+def layouts_of(shards: FeatureShards) -> Tensor:
+    """Return the layouts (N, 64) of all readable images, of length 1."""
+    images = shards.images
+    found = []
+    with tqdm(desc="comparing layouts", total=len(shards), unit=" images", delay=2, leave=False, disable=None) as bar:
+        for block in shards.blocks():
+            for pixels in images.read_ahead(block.split, block.indices):
+                small = resize(as_float(pixels), (SIDE, SIDE))
+                found.append(F.normalize(layout(small), dim=1))
+                bar.update(len(pixels))
+    return torch.cat(found)
 
 
 def same_pixels(images: SourceImages, pairs: Sequence[Pair]) -> list[bool]:
@@ -209,7 +240,7 @@ def write_duplicates_page(
     file: Path, about: str, images: SourceImages, groups: Sequence[Sequence[Pair]], leaks: Sequence[str]
 ) -> None:
     """Write a page with the thumbnails of the largest groups."""
-    sections = [f'<p class="verdict">{escape("; ".join([about, *leaks, *([SIMPLE_SHAPES] if groups else [])]))}</p>']
+    sections = [f'<p class="verdict">{escape("; ".join([about, *leaks]))}</p>']
     for group in groups[:MAX_SHOWN_GROUPS]:
         found = members(group)
         shown = list(found.items())[:MAX_SHOWN_IMAGES]

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa.embeddings.store import FeatureShards
+from jepa.embeddings.store import FeatureShards, file_checksum
 from jepa.evaluation.knn import largest
-from jepa.files import atomic_write
+from jepa.files import atomic_write, read_record, write_record
 from jepa.terminal import say_stage
 
 __all__ = ["MIN_APPROXIMATE", "Neighbors"]
@@ -77,11 +77,12 @@ class Neighbors:
 
     @cached_property
     def _graph(self) -> Any:
-        """The graph of all features, which is stored beside them."""
+        """The graph of all features, which is stored beside them, and built again if its checksum does not match."""
         import faiss
 
         file = self.shards.folder / "hnsw.faiss"
-        if file.is_file():
+        record = file.with_suffix(".json")
+        if file.is_file() and read_record(record) == {"checksum": file_checksum(file)}:
             return faiss.read_index(str(file))
         say_stage("building the index of faiss")
         index = faiss.IndexHNSWFlat(self.shards.images.model.dim, LINKS, faiss.METRIC_INNER_PRODUCT)
@@ -90,4 +91,5 @@ class Neighbors:
             index.add(self.unit(block.x).numpy())
         with atomic_write(file) as temporary:
             faiss.write_index(index, str(temporary))
+        write_record(record, {"checksum": file_checksum(file)})
         return index

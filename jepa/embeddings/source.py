@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,10 +23,11 @@ from jepa.data import (
     cache_beside,
     max_unreadable,
     open_splits,
+    read_ahead,
 )
 from jepa.data.labels import unnamed
 from jepa.distributed import pick_precision
-from jepa.evaluation.features import encode_readable, weights_digest
+from jepa.evaluation.features import BATCH_SIZE, encode_readable, weights_digest
 from jepa.interop import Model, load_model
 from jepa.version import __version__
 
@@ -139,10 +140,28 @@ class SourceImages:
             chosen = [place for place, image in enumerate(images) if image.split == split]
             read = dataset.read(torch.tensor([images[place].index for place in chosen], dtype=torch.long))
             pixels[chosen] = read.pixels
-            for index, reason in read.unreadable.items():
-                path = self.path(Image(split, index))
-                raise InputError(f"{path} cannot be read any more: {reason}; run the command again")
+            self._check_read(split, read.unreadable)
         return pixels
+
+    def read_ahead(self, split: str, indices: Tensor) -> Iterator[Tensor]:
+        """Yield batches of images (B, C, H, W) uint8 of a split as the model sees them, decoded in parallel.
+
+        Raises `InputError` if one cannot be read any more.
+        """
+        for batch in read_ahead(self.splits[split], indices.split(BATCH_SIZE), self.workers):
+            self._check_read(split, batch.unreadable)
+            yield batch.pixels
+
+    def _check_read(self, split: str, unreadable: dict[int, str]) -> None:
+        for index, reason in unreadable.items():
+            path = self.path(Image(split, index))
+            raise InputError(f"{path} cannot be read any more: {reason}; run the command again")
+
+    @property
+    def workers(self) -> int:
+        """Number of processes that decode images."""
+        given = self.model.data.workers
+        return auto_workers(self.model.device) if given is None else given
 
     def too_many_broken(self, count: int) -> bool:
         """Return whether so many unreadable images are an error."""
@@ -150,9 +169,8 @@ class SourceImages:
 
     def encode_options(self, label: str) -> dict[str, Any]:
         """Return arguments of `encode_readable`; `label` is the title of the progress bar."""
-        workers, given = auto_workers(self.model.device), self.model.data.workers
         options = {"last4": False, "quadrants": None, "label": label, "precision": self.precision}
-        return options | {"workers": workers if given is None else given}
+        return options | {"workers": self.workers}
 
     def encode_files(self, files: Sequence[Path]) -> tuple[Tensor, ImageDataset]:
         """Return the features (B, D) of image files, and the files as a dataset.

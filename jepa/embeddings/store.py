@@ -31,7 +31,7 @@ from jepa.evaluation.features import BATCH_SIZE, Encoded, encode_readable
 from jepa.files import Locked, atomic_write, lock, printable, read_record, write_record
 from jepa.terminal import say_stage
 
-__all__ = ["SHARD_IMAGES", "Block", "FeatureShards", "cached_features"]
+__all__ = ["SHARD_IMAGES", "Block", "FeatureShards", "cached_features", "file_checksum"]
 
 SHARD_IMAGES = 20 * BATCH_SIZE  # what is lost at most when extraction is interrupted
 MAX_PRINTED = 3  # unreadable images named in an error

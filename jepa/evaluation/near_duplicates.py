@@ -14,12 +14,13 @@ from jepa.evaluation.features import BATCH_SIZE, Subset, small_images
 from jepa.evaluation.knn import nearest
 from jepa.transforms.crop import as_float, resize
 
-__all__ = ["NearDuplicates", "find_near_duplicates", "is_near_duplicate"]
+__all__ = ["NUM_OTHERS", "NearDuplicates", "find_near_duplicates", "is_exceptional", "is_near_duplicate", "layout"]
 
 MAX_TRAIN, MAX_TEST = 50_000, 10_000  # maximum numbers of images that are compared
 LAYOUT_SIDE = 8  # side of the thumbnails by which the nearest training image is found
 MIN_LAYOUT_SIMILARITY = 0.95  # cosine of thumbnails
 NUM_OTHERS, MAX_RATIO = 10, 0.1  # trousers of Fashion-MNIST have ratios from 0.1 on, recompressed copies up to 0.03
+EQUAL_LAYOUTS = 1 - 1e-6  # cosine, up to rounding
 SIDE = 32  # side of the images in which details are compared
 DETAIL_WINDOW, SHIFT_WINDOW = 5, 4  # in pixels of these images
 MIN_DETAIL = 0.008  # standard deviation of details, of pixels in [0, 1]; flat images and gradients have less
@@ -55,9 +56,8 @@ class NearDuplicates:
 def find_near_duplicates(train: Subset, test: Subset) -> NearDuplicates:
     """Compare up to 10,000 test images with up to 50,000 training images, evenly spaced.
 
-    The nearest training image of each is found by gray thumbnails of 8x8 pixels. It has to be ten times as near as the
-    tenth nearest (1 - cosine), because objects of a simple shape all look alike; then both are compared in detail, see
-    `is_near_duplicate`. Unreadable images are skipped.
+    The nearest training image of each is found by gray thumbnails of 8x8 pixels, whose similarity has to be exceptional
+    (`is_exceptional`); then both are compared in detail (`is_near_duplicate`). Unreadable images are skipped.
     """
     train_part, test_part = (
         Subset(subset.dataset, subset.indices[evenly_spaced(len(subset.indices), limit)])
@@ -65,8 +65,8 @@ def find_near_duplicates(train: Subset, test: Subset) -> NearDuplicates:
     )
     (bank, bank_layouts), (queries, query_layouts) = layouts(train_part), layouts(test_part)
     similarity, positions = nearest(bank_layouts, query_layouts, min(NUM_OTHERS, len(bank)))
-    is_alone = 1 - similarity[:, 0] < MAX_RATIO * (1 - similarity[:, -1])
-    candidates = torch.stack([queries, bank[positions[:, 0]]], 1)[is_alone & (similarity[:, 0] > MIN_LAYOUT_SIMILARITY)]
+    chosen = is_exceptional(similarity[:, 0], similarity[:, -1])
+    candidates = torch.stack([queries, bank[positions[:, 0]]], 1)[chosen]
     same = [
         is_near_duplicate(square_images(test, pairs[:, 0]), square_images(train, pairs[:, 1]))
         for pairs in candidates.split(BATCH_SIZE)
@@ -80,10 +80,25 @@ def layouts(subset: Subset) -> tuple[Tensor, Tensor]:
     """Return the indices (N,) of readable images and their gray thumbnails (N, 64), of average 0."""
     used, thumbnails = [], []
     for indices, images in small_images(*subset):
-        thumbnail = F.adaptive_avg_pool2d(images.mean(1), LAYOUT_SIDE).flatten(1)
-        thumbnails.append(thumbnail - thumbnail.mean(1, keepdim=True))
+        thumbnails.append(layout(images))
         used.append(indices)
     return torch.cat(used), torch.cat(thumbnails)
+
+
+def layout(images: Tensor) -> Tensor:
+    """Return gray thumbnails (B, 64) of images (B, C, H, W), of average 0."""
+    thumbnail = F.adaptive_avg_pool2d(images.mean(1), LAYOUT_SIDE).flatten(1)
+    return thumbnail - thumbnail.mean(1, keepdim=True)
+
+
+def is_exceptional(similarity: Tensor, others: Tensor) -> Tensor:
+    """Return whether two layouts of this cosine (P,) are more alike than those of objects of one simple shape.
+
+    They are equal, or ten times as near (1 - cosine) as the tenth nearest, of cosine `others` (P,). So more than ten
+    copies of an image are found only where their layouts are equal.
+    """
+    is_alone = 1 - similarity < MAX_RATIO * (1 - others)
+    return (similarity > MIN_LAYOUT_SIMILARITY) & (is_alone | (similarity > EQUAL_LAYOUTS))
 
 
 def square_images(subset: Subset, indices: Tensor) -> Tensor:
