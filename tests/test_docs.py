@@ -1,5 +1,6 @@
 """Every command and every piece of code in docs/use-your-model.md runs."""
 
+import dataclasses
 import re
 import shlex
 from pathlib import Path
@@ -10,7 +11,7 @@ import torch
 from PIL import Image
 
 from jepa.cli import main
-from jepa.config import FixationConfig, PlainConvNetConfig, SaccadeConfig
+from jepa.config import DataConfig, FixationConfig, PlainConvNetConfig, SaccadeConfig
 from jepa.train import train
 from tests.conftest import tiny_config, toy_images
 from tests.test_import import ijepa_model, official_predictor, official_state
@@ -40,15 +41,14 @@ def workplace(tmp_path_factory) -> Path:
         pixels = np.random.default_rng(0).integers(0, 256, (*size, 3), np.uint8)
         Image.fromarray(pixels).save(folder / name)
     config = tiny_config(str(folder / "photos"), steps=2, name="demo")
-    config = type(config)(
-        **(vars(config) | {"data": type(config.data)(source=config.data.source, image_size=32, canvas=32)})
-    )
+    data = DataConfig(source=str(folder / "photos"), image_size=28, canvas=28, channels=1)  # as in `jepa train demo`
+    config = dataclasses.replace(config, data=data)
     train(config, folder / "runs" / "demo")
     parts = {
         "backbone": PlainConvNetConfig(width=4, stages=2, dim=16),
         "objective": SaccadeConfig(fixations=FixationConfig(view_fraction=0.75, shift=0.2, rotation=10.0)),
     }
-    train(type(config)(**(vars(config) | parts)), folder / "runs" / "saccade-demo")
+    train(dataclasses.replace(config, **parts), folder / "runs" / "saccade-demo")
     target = official_state(ijepa_model(hidden_size=192, num_hidden_layers=12, intermediate_size=768))  # ViT-Ti
     predictor = official_predictor(192, (6, 6))
     torch.save(
