@@ -7,6 +7,7 @@ Prints the accuracy on the test split of a linear probe of the features of RUN, 
 from scratch, which all have the same labeled images: those of the seed. Fine-tuning first computes the features and
 their linear probe; the network from scratch is trained for so many more steps that both take as long. With --held-out,
 for the choice of settings, held-out training images are scored instead. Each result is also appended to --record.
+Further flags are those of `jepa finetune`.
 """
 
 from __future__ import annotations
@@ -51,14 +52,14 @@ def main() -> None:
     parser.add_argument("--held-out", action="store_true")
     parser.add_argument("--skip", nargs="+", default=[], choices=["probe", "fine-tuned", "scratch"])
     parser.add_argument("--record", type=Path)
-    given = parser.parse_args()
+    given, more = parser.parse_known_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
         probes = Probes(given)
         for labels in given.labels:
             for seed in given.seeds:
                 flags = [given.run, "--data", given.data, "--labels", str(labels), "--seed", str(seed)]
-                flags += ["--steps", str(given.steps), "--save-every", str(given.steps), "--device", "cpu"]
+                flags += ["--steps", str(given.steps), "--save-every", str(given.steps), "--device", "cpu", *more]
                 config = parse_finetune_arguments(flags, no_automatic_settings, read_config_of)[0].config
                 row = {"labels": labels, "seed": seed} | probes.measure(config, given.skip, Path(folder), given)
                 print(json.dumps(row), flush=True)
