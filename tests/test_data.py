@@ -215,7 +215,7 @@ def test_an_invalid_source_is_an_error_in_one_sentence(tmp_path):
 def test_a_loader_checks_the_batch_size(toy_source):
     dataset = open_dataset(DataConfig(source=toy_source))
     with pytest.raises(InputError, match="choose --batch-size 80 or less"):
-        loader(dataset, 81)
+        loader(dataset, 81, labels=False)
     with pytest.raises(InputError, match="must be a multiple of 3 processes"):
         loader(dataset, 16, world_size=3)
 

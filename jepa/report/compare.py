@@ -106,8 +106,9 @@ def gather(paths: Sequence[Path]) -> list[Group]:
     for path in {path.resolve(): path for path in paths}.values():
         run = Run.open(path)
         settings = flat(read_json(run.path / "config.json"))
-        # treat None like a setting that did not exist yet
-        settings = {name: value for name, value in settings.items() if value is not None and name != "seed"}
+        # treat None like a setting that did not exist yet; the signatures of images differ from machine to machine
+        ignored = ("seed", "labels_seen")
+        settings = {name: value for name, value in settings.items() if value is not None and name not in ignored}
         file = run.path / "evaluation.json"
         if not file.is_file():
             raise InputError(f"{path} has not been evaluated; run '{command('evaluate', path)}' first")
