@@ -15,9 +15,11 @@ from jepa.evaluation.penalty_selection import fit_in_memory
 from jepa.interop import Pretrained, read_pretrained
 from jepa.interop.weights import load_strictly
 from jepa.objectives import Objective
-from jepa.objectives.supervised import Supervised
+from jepa.objectives.supervised import Supervised, draw_labeled
 
 __all__ = ["initialize", "lr_scales"]
+
+MAX_PROBE_IMAGES = 10_000  # with which the head is fitted before fine-tuning
 
 
 def initialize(objective: Objective, config: Config, dataset: ImageDataset, indices: Tensor) -> str | None:
@@ -33,22 +35,26 @@ def initialize(objective: Objective, config: Config, dataset: ImageDataset, indi
         notes.append(load_pretrained(objective, read_pretrained(config.init)))
     if isinstance(config.objective, SupervisedConfig) and config.objective.head == "probe":
         assert isinstance(objective, Supervised)
-        notes.append(fit_head(objective, dataset, indices))
+        notes.append(fit_head(objective, dataset, indices, config.seed))
     return "; ".join(notes) or None
 
 
-def fit_head(objective: Supervised, dataset: ImageDataset, indices: Tensor) -> str:
-    """Set the head to a linear probe of the features of the training images, as LP-FT does (arXiv 2202.10054)."""
-    train = extract(objective.encoder, dataset, indices, last4=False, label="features for the linear probe")
+def fit_head(objective: Supervised, dataset: ImageDataset, indices: Tensor, seed: int) -> str:
+    """Set the head to a linear probe of the features of the training images, as LP-FT does (arXiv 2202.10054).
+
+    Of many images, a random part is used: more would take longer than they help.
+    """
+    assert dataset.labels is not None
+    chosen = draw_labeled(dataset.labels, indices, min(1.0, MAX_PROBE_IMAGES / len(indices)), seed)
+    train = extract(objective.encoder, dataset, chosen, last4=False, label="features for the linear probe")
     assert train.labels is not None
     weights, _ = fit_in_memory(train.x, train.labels, objective.head.out_features)
     with torch.no_grad():
         objective.head.weight.copy_(weights[:, :-1])
         objective.head.bias.copy_(weights[:, -1])
     correct = accuracy(train.x, train.labels, weights)
-    return (
-        f"the head starts as a linear probe of {len(train.x):,} images, {correct:.1f}% of which it classifies correctly"
-    )
+    total = f"{len(train.x):,}" if len(chosen) == len(indices) else f"{len(train.x):,} of {len(indices):,}"
+    return f"the head starts as a linear probe of {total} images, {correct:.1f}% of which it classifies correctly"
 
 
 def lr_scales(objective: Objective, layer_decay: float) -> dict[nn.Parameter, float] | None:

@@ -148,7 +148,11 @@ def test_every_setting_of_a_recipe_can_be_given_by_its_flag(name):
     flags = []
     for setting, value in flat(config).items():
         group, _, last = setting.replace("_", "-").rpartition(".")
-        if (last == "kind" and group in ("backbone", "objective")) or setting in ("code", "labels_seen", "objective.names"):
+        if (last == "kind" and group in ("backbone", "objective")) or setting in (
+            "code",
+            "labels_seen",
+            "objective.names",
+        ):
             continue
         prefix = f"--{group}." if group else "--"
         if isinstance(value, bool):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 
 import numpy as np
 import pytest
@@ -212,6 +213,13 @@ def test_the_head_starts_as_the_linear_probe(run, tmp_path):
     train_indices = split_holdout(len(data[0]), 0.2)[0]
     features = [extract(objective.encoder, d, i) for d, i in zip(data, (train_indices, torch.arange(40)), strict=True)]
     assert result["head"]["accuracy"] == pytest.approx(linear_probe(*features)[0], abs=0.01)
+
+
+def test_the_head_is_fitted_to_a_part_of_many_images(run, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("jepa.initialization.MAX_PROBE_IMAGES", 30)
+    config = override(run.config, objective=SupervisedConfig(head="probe"), init=str(run.path), steps=1)
+    train(config, tmp_path / "part")
+    assert re.search(r"starts as a linear probe of (29|30|31) of 72 images", capsys.readouterr().err)
 
 
 def test_a_frozen_encoder_does_not_change(run, tmp_path):
