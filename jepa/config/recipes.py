@@ -379,10 +379,8 @@ def finetune() -> Config:
         save_every=100,
         eval_every=0,
         data=DataConfig(holdout=0.1),
-        objective=SupervisedConfig(
-            crop=CropConfig(scale=(0.5, 1.0), flip=True), head="probe", label_smoothing=0.1, mixup=0.2
-        ),
-        optim=replace(SHORT, layer_decay=0.75, warmup=20),
+        objective=SupervisedConfig(crop=CropConfig(scale=(0.5, 1.0), flip=True), head="probe"),
+        optim=replace(SHORT, kind="muon", lr=4e-3, layer_decay=0.75, warmup=20),
     )
 
 
