@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jepa.config import Config, OptimConfig
+from jepa.config import Config, OptimConfig, SupervisedConfig
 from jepa.config.arguments import parse_finetune_arguments
 from jepa.config.auto import DataSummary
 from jepa.data import ImageDataset, open_dataset, split_holdout
@@ -81,7 +81,7 @@ class Probes:
         self.indices, held_out = split_holdout(len(train_images), 0.1)
         self.train = Subset(train_images, self.indices)
         self.test = Subset(train_images, held_out) if given.held_out else whole(open_dataset(data, "test"))
-        self.features: tuple[Features, Features] | None = None
+        self.test_features: Features | None = None
 
     def measure(self, config: Config, skip: list[str], folder: Path, given: argparse.Namespace) -> dict[str, float]:
         """Return the accuracies and seconds of the three ways to use the labels."""
@@ -98,6 +98,7 @@ class Probes:
                 kind=given.optimizer, lr=given.lr, lr_start=1e-5, warmup=50, weight_decay=WEIGHT_DECAY,
                 weight_decay_end=WEIGHT_DECAY,
             )  # fmt: skip
+            assert isinstance(config.objective, SupervisedConfig)
             objective = dataclasses.replace(config.objective, head="random")
             scratch = dataclasses.replace(config, init=None, objective=objective, optim=optim, steps=steps)
             scratch = dataclasses.replace(scratch, save_every=steps)
@@ -107,16 +108,17 @@ class Probes:
 
     def probe(self, config: Config) -> float:
         """Return the accuracy of a linear probe that is fitted to the labeled images of a config."""
-        if self.features is None:
-            encoder = self.pretrained.objective.main_encoder
-            self.features = extract(encoder, *self.train, last4=False), extract(encoder, *self.test, last4=False)
-        train, test = self.features
-        labels = self.train.dataset.labels
-        assert labels is not None
+        encoder, images = self.pretrained.objective.main_encoder, self.train.dataset
+        assert images.labels is not None
+        assert isinstance(config.objective, SupervisedConfig)
+        chosen = draw_labeled(images.labels, self.indices, config.objective.labels, config.seed)
+        train = extract(encoder, images, chosen, last4=False)
         assert train.labels is not None
+        if self.test_features is None:
+            self.test_features = extract(encoder, *self.test, last4=False)
+        test = self.test_features
         assert test.labels is not None
-        chosen = torch.isin(train.indices, draw_labeled(labels, self.indices, config.objective.labels, config.seed))
-        weights, _ = fit_in_memory(train.x[chosen], train.labels[chosen], len(self.train.dataset.classes))
+        weights, _ = fit_in_memory(train.x, train.labels, len(images.classes))
         logits = nn.functional.linear(test.x, weights[:, :-1], weights[:, -1])
         return percent_correct(logits.argmax(1), test.labels)
 
