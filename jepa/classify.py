@@ -18,6 +18,7 @@ from torch import Tensor
 from jepa.config import Config, InputError, require
 from jepa.config.hints import command, shown
 from jepa.data import ImageDataset, auto_workers, cache_beside, open_splits
+from jepa.data.sources.base import source_hash
 from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.features import encode_readable
 from jepa.evaluation.labels import standard_error
@@ -28,6 +29,11 @@ from jepa.runs import Run, load_objective
 __all__ = ["SplitResult", "classify"]
 
 MAX_LISTED = 5  # names of classes in a message
+TRAINED_ON = {
+    True: "; the head was trained on some of them",
+    None: "; copies of images with which the head was trained are counted, too",
+    False: "",
+}
 
 
 @dataclass
@@ -36,7 +42,7 @@ class SplitResult:
 
     name: str
     images: int
-    trained_on: bool  # whether the head was trained on some of these images
+    trained_on: bool | None  # whether the head was trained on some of these images; None if it is not known
     labeled: int = 0  # images of classes that the head has
     correct: int = 0
     unknown: dict[str, int] = field(default_factory=dict)  # images of other classes, by class
@@ -49,7 +55,7 @@ class SplitResult:
             accuracy = 100 * self.correct / self.labeled
             text += f", accuracy {accuracy:.1f} ± {standard_error(accuracy, self.labeled):.1f}%"
             text += f" of {self.labeled:,} labeled ones" if self.labeled < self.images else ""
-            text += "; the head was trained on some of them" if self.trained_on else ""
+            text += TRAINED_ON[self.trained_on]
         if self.unknown:
             known = "also " if self.labeled else ""
             text += f"; {known}{_count(sum(self.unknown.values()), 'image')} of classes that the head does not have: "
@@ -89,6 +95,8 @@ def classify(
     datasets = open_splits(data, split, cache_beside(run.path))
     assert isinstance(objective, Supervised)
     objective.to(pick_device("auto")).eval()
+    signatures, place = {dataset.signature for dataset in datasets.values()}, source_hash(source)
+    is_known = any(seen.signature in signatures or seen.source == place for seen in config.labels_seen)
     results = []
     try:
         with atomic_write(out) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
@@ -97,7 +105,7 @@ def classify(
             predicted = [f"{title}{rank}" for rank in ranks for title in ("prediction", "probability")]
             writer.writerow(["path", "split", "label", *predicted, "error"])
             for name, dataset in datasets.items():
-                trained_on = name == "train" and any(dataset.signature == seen.signature for seen in config.labels_seen)
+                trained_on = name == "train" if is_known else None
                 result = SplitResult(name, len(dataset), trained_on)
                 writer.writerows(_rows(objective, config, dataset, result, top))
                 results.append(result)

@@ -146,6 +146,8 @@ def notes_of(run: EvaluationRun) -> list[str]:
     if is_same and images != run.train.dataset.signature:  # files of a name, such as sample, may be copies of others
         text = f"the files of {run.data.source} are not those that the run was trained on: names, sizes or times differ"
         notes[text] = None
+    if run.may_have_seen_labels:
+        notes["the weights were trained with labels of other images; copies of these are scored too high"] = None
     if run.checkpoint == "best":
         notes["these are the scores of the checkpoint 'best', which was chosen with labels, by online kNN"] = None
     if run.folder.metrics_changed(run.metadata):

@@ -19,6 +19,7 @@ from jepa.config import Config, DataConfig, InputError
 from jepa.config.serialization import to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import Batch, auto_workers, cache_beside, open_dataset, split_holdout
+from jepa.data.sources.base import source_hash
 from jepa.distributed import pick_device, pick_precision
 from jepa.evaluation.averaged_fixations import averaged_fixations
 from jepa.evaluation.checkpoint_scores import score_checkpoints
@@ -129,6 +130,13 @@ class EvaluationRun:
     def has_classes(self) -> bool:
         """Whether kNN and linear probes can be computed, which requires labels of at least two classes."""
         return has_classes(self.train.labels, self.test.labels)
+
+    @property
+    def may_have_seen_labels(self) -> bool:
+        """Whether the weights were trained with labels of other images, of which the scored ones may be copies."""
+        signature, seen = self.train.dataset.signature, self.config.labels_seen
+        is_split = self.test.dataset is not self.train.dataset
+        return bool(seen) and not is_split and all(part.signature != signature for part in seen)
 
     @property
     def device(self) -> torch.device:
@@ -305,10 +313,12 @@ def _open_subsets(data: DataConfig, cache: Path, config: Config) -> tuple[Subset
     fraction = TEST_FRACTION
     if held_out_before := [seen.holdout for seen in config.labels_seen if seen.signature == train.signature]:
         fraction = min(held_out_before)  # the images that a smaller fraction holds out are among those of a larger one
-    elif config.objective.uses_labels and data.source == config.data.source:
+    is_own = config.objective.uses_labels and data.source == config.data.source and not held_out_before
+    place = source_hash(data.source)
+    if is_own or any(seen.source == place and seen.signature != train.signature for seen in config.labels_seen):
         raise InputError(
-            f"the images of {data.source} have changed since the run was trained with their labels, so it is unknown "
-            "which of them it has not seen; evaluate it on other images with --data"
+            f"the images of {data.source} have changed since the weights were trained with their labels, so it is "
+            "unknown which of them are new; evaluate on other images with --data, or give these a test split"
         )
     fit, held_out = split_holdout(len(train), fraction)
     if len(held_out) < 2:

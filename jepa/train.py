@@ -37,6 +37,7 @@ from jepa.config.serialization import flat, from_dict, to_dict
 from jepa.config.user_code import loaded_code
 from jepa.data import CACHE, BrokenFileLog, ImageDataset, Loader, open_dataset, split_holdout
 from jepa.data.inspect import summarize_source
+from jepa.data.sources.base import source_hash
 from jepa.data.stats import measure_statistics
 from jepa.evaluation.online import evaluate_online
 from jepa.initialization import initialize, lr_scales
@@ -166,8 +167,8 @@ def labels_seen(config: Config, resumed: Run | None, dataset: ImageDataset) -> t
         before = resumed.config.labels_seen
     else:
         before = () if config.init is None else read_config_of(config.init).labels_seen
-    own = (LabeledImages(dataset.signature, config.data.holdout),) if config.objective.uses_labels else ()
-    return tuple(dict.fromkeys((*before, *own)))
+    own = LabeledImages(dataset.signature, source_hash(config.data.source), config.data.holdout)
+    return tuple(dict.fromkeys((*before, *([own] if config.objective.uses_labels else []))))
 
 
 def start_run(

@@ -45,6 +45,31 @@ def call(capsys, *arguments: object) -> tuple[int, str, str]:
     return int(caught.value.code or 0), output.out, output.err
 
 
+def test_it_is_said_whether_images_have_been_trained_on(tuned, toy_source, tmp_path, capsys):
+    """By the place of the source, if its images have changed; copies elsewhere are not recognized."""
+    images, labels = toy_images(20, seed=4)
+    copies = write_parquet(tmp_path / "copies" / "test-0.parquet", images, labels).parent
+    unknown = "copies of images with which the head was trained are counted, too"
+    for source, flags, said in ((toy_source, ("--split", "test"), ""), (copies, (), unknown)):
+        code, text, err = call(capsys, "classify", tuned.path, source, "--out", tmp_path / "p.csv", *flags)
+        assert code == 0, err
+        assert (unknown in text) == bool(said)
+        assert "the head was trained on some of them" not in text
+    write_parquet(Path(toy_source) / "train-00001-of-00002.parquet", images, labels)
+    _, text, _ = call(capsys, "classify", tuned.path, toy_source, "--out", tmp_path / "p.csv")
+    assert "the head was trained on some of them" in text.splitlines()[0]
+    assert unknown not in text
+
+
+def test_an_exported_model_is_no_run(tuned, toy_source, tmp_path, capsys):
+    code, _, err = call(capsys, "export", tuned.path, "--format", "safetensors", "--out", tmp_path / "exported")
+    assert code == 0, err
+    for words in (("classify", tmp_path / "exported", toy_source), ("evaluate", tmp_path / "exported")):
+        code, _, err = call(capsys, *words)
+        assert code == 2
+        assert "is an exported model, not a run; 'jepa import " in err
+
+
 def test_predictions_of_a_labeled_source(tuned, toy_source, tmp_path, capsys):
     out = tmp_path / "predictions.csv"
     code, text, err = call(capsys, "classify", tuned.path, toy_source, "--out", out, "--top", "2")

@@ -443,7 +443,7 @@ def test_the_command_exports_a_run(tmp_path, run, capsys):
     out = tmp_path / "exports" / "tiny"
     assert command(run.path, "--format", "safetensors", "--out", out, "--predictor", "--license", "mit") == 0
     printed = capsys.readouterr().out
-    assert printed.startswith(f"exported the target encoder of the run {run.path} to {out}:\n")
+    assert printed.startswith(f"exported the encoder 'target' of the run {run.path} to {out}:\n")
     assert "predictor: predicted_tokens  0.0e+00 of " in printed
     card = (out / "README.md").read_text()
     assert "jepa export tiny --format safetensors --out tiny --predictor --license mit" in card

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from scipy.stats import beta
 
 from jepa.backbones import build_encoder, layer_scales
@@ -30,7 +31,7 @@ from jepa.config import (
 )
 from jepa.config.arguments import parse_finetune_arguments, parse_train_arguments
 from jepa.config.serialization import from_dict, to_dict
-from jepa.data import Batch, split_holdout
+from jepa.data import Batch, open_dataset, split_holdout
 from jepa.evaluate import evaluate, supervised_config
 from jepa.evaluation.features import Features, extract
 from jepa.evaluation.linear_probe import linear_probe
@@ -457,3 +458,48 @@ def test_the_supervised_counterpart_of_a_fine_tuning_starts_from_scratch(run):
 def test_limits_of_mixup(value):
     with pytest.raises(InputError, match=r"objective\.mixup must be 0, or between 0\.01 and 100, got"):
         SupervisedConfig(mixup=value)
+
+
+def write_pictures(folder, count: int, suffix: str = "") -> str:
+    """Write images of two classes in folders, without splits."""
+    images, labels = toy_images(count, seed=5)
+    for i, (image, label) in enumerate(zip(images, labels, strict=True)):
+        (folder / "ab"[label]).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / "ab"[label] / f"{i:02d}{suffix}.png")
+    return str(folder)
+
+
+@pytest.mark.parametrize("later", ["itself", "resumed", "without labels", "imported"])
+def test_images_that_have_changed_since_their_labels_were_seen_are_not_scored(run, later, tmp_path, monkeypatch):
+    """One more image changes which are held out, so images that were trained on would be scored."""
+    source = write_pictures(tmp_path / "pictures", 40)
+    config = override(run.config, objective=SupervisedConfig(), init=str(run.path), data__source=source, steps=1)
+    chosen = train(config, tmp_path / "first")
+    Image.new("RGB", (16, 16), (9, 99, 9)).save(tmp_path / "pictures" / "a" / "new.png")
+    if later == "resumed":
+        chosen = train(override(config, steps=2), chosen.path, resume=True)
+    if later == "without labels":
+        chosen = train(override(run.config, init=str(chosen.path), data__source=source, steps=1), tmp_path / "later")
+    if later == "imported":
+        export(read_pretrained(chosen.path), "safetensors", tmp_path / "exported")
+        chosen, _ = import_run(str(tmp_path / "exported"), tmp_path / "imported")
+    monkeypatch.chdir(tmp_path)
+    for name in (source, "pictures", "./pictures/../pictures"):
+        with pytest.raises(InputError, match="have changed since the weights were trained with their labels"):
+            EvaluationRun.open(chosen.path, name)
+    elsewhere = write_pictures(tmp_path / "copies", 40)
+    assert EvaluationRun.open(chosen.path, elsewhere).may_have_seen_labels
+    assert "copies of these are scored too high" in " ".join(evaluate(chosen.path, elsewhere)["notes"])
+
+
+def test_the_labels_of_a_table_are_part_of_its_images(run, tmp_path):
+    write_pictures(tmp_path / "pictures", 20)
+    files = sorted((tmp_path / "pictures").rglob("*.png"))
+    table = tmp_path / "table.csv"
+    signatures = []
+    for names in (("a", "b"), ("b", "a"), ("a", "c")):
+        table.write_text("path,label\n" + "".join(f"{f},{names[i % 2]}\n" for i, f in enumerate(files)))
+        dataset = open_dataset(DataConfig(source=str(table)), "train", tmp_path / "cache")
+        assert dataset is not None
+        signatures.append(dataset.signature)
+    assert len(set(signatures)) == 3

@@ -235,3 +235,31 @@ def test_public_names():
         assert getattr(jepa, name) is not None
     with pytest.raises(AttributeError, match="has no attribute 'encode'"):
         jepa.encode  # noqa: B018
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_floats_of_all_precisions(run, dtype):
+    model = jepa.load(run.path, device="cpu")
+    image = torch.rand(3, 20, 24, generator=torch.Generator().manual_seed(0))
+    expected = model.embed(image)
+    torch.testing.assert_close(model.embed(image.to(dtype)), expected, atol=0.05, rtol=0)
+
+
+def test_gray_and_color_floats_are_converted_as_files_are(run, tiny, tmp_path):
+    from jepa.config import DataConfig
+    from tests.conftest import override
+
+    color = jepa.load(run.path, device="cpu")
+    gray_run = train(
+        override(run.config, data=DataConfig(source=run.config.data.source, image_size=16, channels=1), steps=1),
+        tmp_path / "gray",
+    )
+    gray = jepa.load(gray_run.path, device="cpu")
+    pixels = np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)
+    floats = torch.from_numpy(pixels).permute(2, 0, 1) / 255
+    torch.testing.assert_close(gray.embed(floats), gray.embed(pixels), atol=0.02, rtol=0)  # without rounding
+    torch.testing.assert_close(color.embed(floats[:1]), color.embed(pixels[..., :1]), atol=1e-5, rtol=0)
+    assert repr(gray).startswith("Model(ViT of the run")
+    for shape in ((1, 0, 8), (3, 8, 0)):
+        with pytest.raises(InputError, match="at least one pixel"):
+            gray.embed(torch.zeros(shape))

@@ -95,7 +95,7 @@ def _summary(exported: Exported, out: Path, origin: str) -> str:
     sizes = {file.relative_to(exported.path): file.stat().st_size / 1e6 for file in exported.files}
     return "\n".join(
         [
-            f"exported the {exported.encoder} encoder of {origin} to {out}:",
+            f"exported the encoder '{exported.encoder}' of {origin} to {out}:",
             *(f"    {file} ({size:,.3f} MB)" for file, size in sizes.items()),
             "Largest difference from image-jepa, and the largest value:",
             *(f"    {item.name:<{width}}  {item}" for item in exported.differences),

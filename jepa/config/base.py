@@ -234,8 +234,10 @@ class LabeledImages:
 
     signature: str
     """Signature of the training split."""
+    source: str
+    """Hash of the place of the source."""
     holdout: float
-    """Fraction of it that was held out."""
+    """Fraction of the split that was held out."""
 
 
 @dataclass(frozen=True)

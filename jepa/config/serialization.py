@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from jepa.config.base import BACKBONES, OBJECTIVES, BackboneConfig, Config, ObjectiveConfig, PartTable
 from jepa.config.errors import InputError, require, suggest
-from jepa.config.hints import describe, shown
+from jepa.config.hints import command, describe, shown
 from jepa.config.user_code import check_code_loaded
 
 __all__ = ["flat", "from_dict", "read_config", "read_json", "to_dict"]
@@ -127,6 +127,11 @@ def read_config(path: str | Path) -> Config:
     Raises `InputError` if the file is not a config, or if the experiment needs user code that is not loaded.
     """
     values = read_json(path)
+    folder = Path(path).parent
+    require(
+        "format" not in values,
+        f"{folder} is an exported model, not a run; '{command('import', folder, '--out', 'RUN')}' makes a run of it",
+    )
     check_code_loaded(values.get("code"), Path(path))
     config: Config = from_dict(Config, values)
     return config

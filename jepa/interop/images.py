@@ -19,6 +19,7 @@ __all__ = ["Images", "read_batches"]
 
 Images = str | Path | Image.Image | np.ndarray | Tensor | Sequence[Any]
 """A path, a PIL image, a NumPy array (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list."""
+LUMA = (0.299, 0.587, 0.114)
 ACCEPTED = (
     "a path, a PIL image, a uint8 NumPy array (H, W, C) or (B, H, W, C), a tensor (C, H, W) or (B, C, H, W), or a list "
     "of single images"
@@ -64,6 +65,10 @@ def _pixels(image: Any, channels: int, canvas: tuple[int, int]) -> Tensor:
     if isinstance(image, Tensor):
         if image.ndim != 3:
             raise InputError(f"a tensor of images must be (C, H, W) or (B, C, H, W), got {tuple(image.shape)}")
+        if 0 in image.shape:
+            raise InputError(f"a tensor of images must have at least one pixel, got {tuple(image.shape)} for one image")
+        if image.is_floating_point() and image.shape[0] in (1, 3):
+            return _with_channels(image.float(), channels)
         if image.dtype != torch.uint8 or image.shape[0] not in (1, 3):
             return image  # the encoder checks it
         if image.shape[0] == channels and tuple(image.shape[1:]) == canvas:
@@ -80,6 +85,14 @@ def _pixels(image: Any, channels: int, canvas: tuple[int, int]) -> Tensor:
         name = image if isinstance(image, str | Path) else "an image"
         raise InputError(f"{name} cannot be read: {reason}") from reason
     raise InputError(f"images must be {ACCEPTED}, got {type(image).__name__}")
+
+
+def _with_channels(image: Tensor, channels: int) -> Tensor:
+    """Return a float image (1 or 3, H, W) as gray or as color, with the weights of Pillow (ITU-R 601)."""
+    if len(image) == channels:
+        return image
+    gray = image.new_tensor(LUMA) if len(image) == 3 else image.new_ones(1)
+    return torch.einsum("c,chw->hw", gray, image).expand(channels, -1, -1)
 
 
 def _read(path: Path) -> bytes:

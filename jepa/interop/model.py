@@ -45,6 +45,10 @@ class Model:
             objective.eval().requires_grad_(False)
             self.predictor = build_predictor(objective)
 
+    def __repr__(self) -> str:
+        backbone, size = type(self.encoder.backbone).__name__, "x".join(map(str, self.canvas))
+        return f"Model({backbone} of {self.name}, {size} pixels, {self.dim} values)"
+
     @property
     def dim(self) -> int:
         """Width D of tokens and embeddings."""

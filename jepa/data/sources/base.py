@@ -96,9 +96,14 @@ def require_training_split(name: str, splits: Iterable[str]) -> None:
 
 def source_cache(name: str, cache: Path) -> Path:
     """Return the cache folder of a source; `cache` is the root of all caches."""
-    path = str(Path(os.path.expanduser(name)).resolve())  # noqa: PTH111  (an unknown user is no error)
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(name).name)[-40:] or "root"
-    return cache / f"{readable}-{hashlib.blake2b(path.encode('utf-8', 'replace'), digest_size=4).hexdigest()}"
+    return cache / f"{readable}-{source_hash(name)}"
+
+
+def source_hash(name: str) -> str:
+    """Return a hash of the place of a source, which is the same for all ways to write its path."""
+    path = str(Path(os.path.expanduser(name)).resolve())  # noqa: PTH111  (an unknown user is no error)
+    return hashlib.blake2b(path.encode("utf-8", "replace"), digest_size=4).hexdigest()
 
 
 def file_signature(files: list[Path]) -> str:

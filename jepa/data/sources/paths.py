@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from pathlib import Path
 
@@ -31,7 +33,8 @@ class Paths(Source):
     def splits(self) -> list[str]:
         """Return the splits of the table, rebuilding their indexes if the table has changed."""
         file = self.config.file
-        return cached_splits(self.cache, file_signature([file]), lambda: write_indexes(file, self.cache))
+        stamp = f"{file_signature([file])} labels"  # indexes without labels in the signature are written again
+        return cached_splits(self.cache, stamp, lambda: write_indexes(file, self.cache))
 
     def open(self, split: str) -> SplitIndex:
         """Open the index of a split. Raises `InputError` if none of its files exists."""
@@ -69,7 +72,9 @@ def write_indexes(file: Path, cache: Path) -> list[str]:
         numbers = pa.array(chosen.numbers, pa.int32())
         sizes = pa.array(np.zeros(len(rows), np.int64))  # the files are examined whenever the index is opened
         batch = pa.record_batch([paths.take(pa.array(rows)), sizes, numbers], schema=PATHS)
-        write_index(cache / f"{split}.arrow", PATHS, [batch], {**label_metadata(chosen), "signature": ""})
+        classes = label_metadata(chosen)
+        signature = hashlib.blake2b(json.dumps(classes).encode() + chosen.numbers.tobytes(), digest_size=8).hexdigest()
+        write_index(cache / f"{split}.arrow", PATHS, [batch], {**classes, "signature": signature})
     return sorted(set(splits))
 
 
