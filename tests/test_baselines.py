@@ -108,7 +108,7 @@ def test_images_seen_with_their_labels_are_not_scored(tiny, tmp_path):
     write_parquet(tmp_path / "other" / "train.parquet", *toy_images(50, seed=5))
     assert len(EvaluationRun.open(path, str(tmp_path / "other")).test.indices) == 10
     write_parquet(tmp_path / "data" / "train.parquet", *toy_images(120))
-    with pytest.raises(InputError, match="have changed since the run was trained with their labels"):
+    with pytest.raises(InputError, match="have changed since the weights were trained with their labels"):
         EvaluationRun.open(path)
 
 
