@@ -47,7 +47,8 @@ def curves(run: Run) -> Figure:
     ratios = (1.5, *(1 for _ in panels))
     loss_axes, *other_axes = figure.subplots(1, len(ratios), width_ratios=ratios, squeeze=False)[0]
     draw_losses(loss_axes, losses)
-    start = "untrained" if read_json(run.path / "config.json").get("init") is None else "at the start"
+    has_init = run.exists and read_json(run.path / "config.json").get("init") is not None
+    start = "at the start" if has_init else "untrained"
     for axes, (key, panel_records) in zip(other_axes, panels.items(), strict=True):
         draw_series(axes, panel_records, key, start)
     return figure
