@@ -5,7 +5,7 @@
 
 Prints the accuracy on the test split of a linear probe of the features of RUN, of `jepa finetune RUN` and of training
 from scratch, which all have the same labeled images: those of the seed. Fine-tuning first computes the features and
-their linear probe; the network from scratch is trained for so many more steps that both take as long. With --held-out,
+their linear probe; the network from scratch is trained for as many more steps as fit into this time. With --held-out,
 for the choice of settings, held-out training images are scored instead. Each result is also appended to --record.
 Further flags are those of `jepa finetune`.
 """
@@ -23,7 +23,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from jepa.config import Config, OptimConfig, SupervisedConfig
+from jepa.config import Config, SupervisedConfig
 from jepa.config.arguments import parse_finetune_arguments
 from jepa.config.auto import DataSummary
 from jepa.data import ImageDataset, open_dataset, split_holdout
@@ -36,7 +36,7 @@ from jepa.objectives.supervised import Supervised, draw_labeled
 from jepa.runs import Run, load_objective
 from jepa.train import train
 
-WEIGHT_DECAY = 0.05
+WARMUP = 50  # steps of training from scratch
 
 
 def main() -> None:
@@ -55,13 +55,13 @@ def main() -> None:
     given, more = parser.parse_known_args()
     rows = []
     with tempfile.TemporaryDirectory() as folder:
-        probes = Probes(given)
+        comparison = Comparison(given)
         for labels in given.labels:
             for seed in given.seeds:
                 flags = [given.run, "--data", given.data, "--labels", str(labels), "--seed", str(seed)]
                 flags += ["--steps", str(given.steps), "--save-every", str(given.steps), "--device", "cpu", *more]
                 config = parse_finetune_arguments(flags, no_automatic_settings, read_config_of)[0].config
-                row = {"labels": labels, "seed": seed} | probes.measure(config, given.skip, Path(folder), given)
+                row = {"labels": labels, "seed": seed} | comparison.measure(config, given.skip, Path(folder), given)
                 print(json.dumps(row), flush=True)
                 if given.record:
                     with given.record.open("a") as file:
@@ -70,8 +70,8 @@ def main() -> None:
     print(table(rows))
 
 
-class Probes:
-    """The images, and their features before fine-tuning."""
+class Comparison:
+    """A trained model, and the images to train on and to score."""
 
     def __init__(self, given: argparse.Namespace) -> None:
         self.pretrained = read_pretrained(given.run)
@@ -94,14 +94,12 @@ class Probes:
             row |= {"fine-tuned": accuracy, "fine-tuned_seconds": seconds}
             steps += round(max(0.0, seconds - training) / training * steps)
         if "scratch" not in skip:
-            optim = OptimConfig(
-                kind=given.optimizer, lr=given.lr, lr_start=1e-5, warmup=50, weight_decay=WEIGHT_DECAY,
-                weight_decay_end=WEIGHT_DECAY,
-            )  # fmt: skip
+            optim = dataclasses.replace(config.optim, kind=given.optimizer, lr=given.lr, warmup=WARMUP, layer_decay=1.0)
             assert isinstance(config.objective, SupervisedConfig)
             objective = dataclasses.replace(config.objective, head="random")
-            scratch = dataclasses.replace(config, init=None, objective=objective, optim=optim, steps=steps)
-            scratch = dataclasses.replace(scratch, save_every=steps)
+            scratch = dataclasses.replace(
+                config, init=None, objective=objective, optim=optim, steps=steps, save_every=steps
+            )
             accuracy, seconds, _ = self.trained(scratch, folder / f"scratch-{len(list(folder.iterdir()))}")
             row |= {"scratch": accuracy, "scratch_seconds": seconds, "scratch_steps": steps}
         return row

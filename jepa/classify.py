@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from jepa.config import Config, InputError, require
-from jepa.config.hints import command, shown
+from jepa.config.hints import command, listed
 from jepa.data import ImageDataset, auto_workers, cache_beside, open_splits
 from jepa.data.sources.base import source_hash
 from jepa.distributed import pick_device, pick_precision
@@ -28,7 +28,6 @@ from jepa.runs import Run, load_objective
 
 __all__ = ["SplitResult", "classify"]
 
-MAX_LISTED = 5  # names of classes in a message
 TRAINED_ON = {
     True: "; the head was trained on some of them",
     None: "; copies of images with which the head was trained are counted, too",
@@ -59,7 +58,7 @@ class SplitResult:
         if self.unknown:
             known = "also " if self.labeled else ""
             text += f"; {known}{_count(sum(self.unknown.values()), 'image')} of classes that the head does not have: "
-            text += _listed(list(self.unknown))
+            text += listed(list(self.unknown))
         if self.unreadable:
             text += f"; {_count(len(self.unreadable), 'unreadable image')}, for example {self.unreadable[0]}"
         return text
@@ -193,7 +192,3 @@ def _count_label(result: SplitResult, label: str, names: tuple[str, ...], predic
 
 def _count(number: int, what: str) -> str:
     return f"{number:,} {what}{'s' * (number != 1)}"
-
-
-def _listed(names: list[str]) -> str:
-    return ", ".join(map(shown, names[:MAX_LISTED])) + (", …" if len(names) > MAX_LISTED else "")

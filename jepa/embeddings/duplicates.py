@@ -86,10 +86,11 @@ def find_pairs(shards: FeatureShards, threshold: float, pixels: bool = True) -> 
     Candidates are the three images nearest to each image, if the cosine of their centered features is at least
     `threshold`. With `pixels`, only those are kept whose layouts are more similar than those of different objects of
     one shape (`is_exceptional`), and that are the same up to compression, interpolation and brightness
-    (`is_near_duplicate`). Of few images, whose features have no meaningful center, all pairs are compared.
+    (`is_near_duplicate`). Of few images, whose features have no meaningful center, all pairs are compared, and the
+    features are not centered.
     """
     is_few = pixels and len(shards) <= NUM_OTHERS
-    rows, similarities = candidates(shards, *((-1.0, NUM_OTHERS) if is_few else (threshold, CANDIDATES)))
+    rows, similarities = all_pairs(shards) if is_few else candidates(shards, threshold)
     if pixels and not is_few:
         chosen = exceptional_layouts(shards, rows)
         rows, similarities = rows[chosen], [similarities[number] for number in chosen.nonzero().flatten().tolist()]
@@ -100,14 +101,21 @@ def find_pairs(shards: FeatureShards, threshold: float, pixels: bool = True) -> 
     return sorted(pairs, key=lambda pair: -pair.similarity)
 
 
-def candidates(shards: FeatureShards, threshold: float, count: int) -> tuple[Tensor, list[float]]:
-    """Return the rows (P, 2) of images and of the `count` nearest ones, each pair once, and their similarities."""
+def all_pairs(shards: FeatureShards) -> tuple[Tensor, list[float]]:
+    """Return the rows (P, 2) of all pairs of few images, and the cosines of their features."""
+    unit = F.normalize(torch.cat([block.x for block in shards.blocks()]), dim=1)
+    rows = torch.combinations(torch.arange(len(unit)))
+    return rows, (unit[rows[:, 0]] * unit[rows[:, 1]]).sum(1).clamp(max=1).tolist()
+
+
+def candidates(shards: FeatureShards, threshold: float) -> tuple[Tensor, list[float]]:
+    """Return the rows (P, 2) of candidates, each pair once, and their similarities."""
     neighbors = Neighbors(shards)
     found: dict[tuple[int, int], float] = {}
     start = 0
     with tqdm(desc="comparing features", total=len(shards), unit=" images", delay=2, leave=False, disable=None) as bar:
         for x in large_blocks(shards):
-            values, rows = neighbors.nearest(x, min(count + 1, len(shards)))
+            values, rows = neighbors.nearest(x, min(CANDIDATES + 1, len(shards)))
             own = torch.arange(start, start + len(x))[:, None].expand_as(rows)
             chosen = (values >= threshold) & (rows != own) & (rows >= 0)  # faiss returns -1 if it finds no more
             both = torch.stack([own, rows], -1)[chosen].sort(1).values
