@@ -19,7 +19,7 @@ from jepa.objectives.supervised import Supervised, draw_labeled
 
 __all__ = ["initialize", "lr_scales"]
 
-MAX_PROBE_IMAGES = 10_000  # with which the head is fitted before fine-tuning
+PROBE_IMAGES = 10_000  # with which the head is fitted before a short fine-tuning
 
 
 def initialize(objective: Objective, config: Config, dataset: ImageDataset, indices: Tensor) -> str | None:
@@ -35,17 +35,18 @@ def initialize(objective: Objective, config: Config, dataset: ImageDataset, indi
         notes.append(load_pretrained(objective, read_pretrained(config.init)))
     if isinstance(config.objective, SupervisedConfig) and config.objective.head == "probe":
         assert isinstance(objective, Supervised)
-        notes.append(fit_head(objective, dataset, indices, config.seed))
+        count = max(PROBE_IMAGES, config.steps * config.batch_size)
+        notes.append(fit_head(objective, dataset, indices, count, config.seed))
     return "; ".join(notes) or None
 
 
-def fit_head(objective: Supervised, dataset: ImageDataset, indices: Tensor, seed: int) -> str:
+def fit_head(objective: Supervised, dataset: ImageDataset, indices: Tensor, count: int, seed: int) -> str:
     """Set the head to a linear probe of the features of the training images, as LP-FT does (arXiv 2202.10054).
 
-    Of many images, a random part is used: more would take longer than they help.
+    If there are more than `count` images, a random part of them is used: features of all can take longer than training.
     """
     assert dataset.labels is not None
-    chosen = draw_labeled(dataset.labels, indices, min(1.0, MAX_PROBE_IMAGES / len(indices)), seed)
+    chosen = draw_labeled(dataset.labels, indices, min(1.0, count / len(indices)), seed)
     train = extract(objective.encoder, dataset, chosen, last4=False, label="features for the linear probe")
     assert train.labels is not None
     weights, _ = fit_in_memory(train.x, train.labels, objective.head.out_features)

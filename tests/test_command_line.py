@@ -91,6 +91,12 @@ def is_sentence(text: str) -> bool:
         ("evaluate a --data", "--data has no value; give it after the flag"),
         ("evaluate a --jsn", "there is no option --jsn; did you mean --json? ('jepa evaluate --help' lists all)"),
         ("plot a b c d", "unexpected argument 'c' (usage: jepa plot RUN"),
+        ("export a", "--format is missing; give one of transformers, timm, safetensors, onnx, torch-export"),
+        ("export --format onnx", "RUN is missing; usage: jepa export RUN"),
+        (
+            "export a --format none --out b",
+            "--format must be one of transformers, timm, safetensors, onnx, torch-export, got",
+        ),
         ("plot a --patch 1", "--patch must be 2 integers or none, got '1'"),
         ("plot a --patch 1 b", "--patch must be 2 integers or none, got '1 b'"),
         ("plot a --patch", "--patch has no value; give 2 integers or none"),

@@ -462,7 +462,7 @@ def test_the_command_offers_every_format():
 def test_the_command_says_what_is_missing(tmp_path, run, capsys):
     for arguments, message in (
         ((run.path, "--out", tmp_path / "out"), "--format is missing; give one of transformers, timm, safetensors"),
-        ((run.path, "--format", "onnx"), "--out is missing; give the folder to write"),
+        ((run.path, "--format", "onnx"), "--out is missing; usage: jepa export RUN --format FORMAT --out PATH"),
         ((run.path, "--format", "tf", "--out", tmp_path / "out"), "--format must be"),
         ((tmp_path / "no", "--format", "onnx", "--out", tmp_path / "out"), "there is no run folder"),
     ):

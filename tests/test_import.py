@@ -342,11 +342,11 @@ def damaged(tmp_path: Path, kind: str) -> Path:
         ("no tensors", "must contain tensors by name .* got int at 'a'"),
         ("other", "is not a checkpoint of the official I-JEPA code"),
         ("predictor only", "has a predictor but no encoder"),
-        ("code", "not a file of tensors that PyTorch has saved"),
+        ("code", "not a file of tensors that torch.save or safetensors has written"),
         ("code in zip", "not only tensors, and code in files is never executed"),
-        ("text", "truncated, damaged, or not a file of tensors"),
-        ("empty", "truncated, damaged, or not a file of tensors"),
-        ("truncated", "truncated, damaged, or not a file of tensors"),
+        ("text", "not a file of tensors that torch.save or safetensors has written"),
+        ("empty", "not a file of tensors that torch.save or safetensors has written"),
+        ("truncated", "not a file of tensors that torch.save or safetensors has written"),
     ],
 )
 def test_damaged_checkpoints(kind, sentence, tmp_path, monkeypatch):

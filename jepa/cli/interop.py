@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import tyro
 
 from jepa.cli.arguments import Code, RunFolder, call_command, show
-from jepa.config import InputError
 from jepa.config.hints import command as command_line
 
 if TYPE_CHECKING:
@@ -25,8 +24,8 @@ def export(arguments: list[str]) -> int:
 
     def command(
         run: RunFolder,
-        format: FormatName | None = None,
-        out: Annotated[Path | None, tyro.conf.arg(metavar="PATH")] = None,
+        format: FormatName,
+        out: Annotated[Path, tyro.conf.arg(metavar="PATH")],
         predictor: bool = False,
         license: Annotated[str | None, tyro.conf.arg(metavar="ID")] = None,
         *,
@@ -43,13 +42,9 @@ def export(arguments: list[str]) -> int:
             license: License of the data, or of the model, for the model card, such as cc-by-4.0.
             code: Code of the experiment.
         """
-        from jepa.interop.export import FORMATS
         from jepa.interop.export import export as write
         from jepa.interop.load import read_pretrained
 
-        if format is None or out is None:
-            missing = f"--format is missing; give one of {', '.join(FORMATS)}" if format is None else "--out is missing"
-            raise InputError(missing if format is None else f"{missing}; give the folder to write")
         code.load()
         pretrained = read_pretrained(str(run))
         exported = write(

@@ -87,7 +87,8 @@ def options_of(target: Any, prefix: str = "", path: tuple[str, ...] = ()) -> dic
             metavar = next(mark.metavar for mark in marks if getattr(mark, "metavar", None))
             result[metavar] = Option((*path, name), plain, metavar, default is inspect.Parameter.empty)
         else:
-            result[f"--{prefix}{_hyphens(name)}"] = Option((*path, name), plain, None, False)
+            required = default is inspect.Parameter.empty
+            result[f"--{prefix}{_hyphens(name)}"] = Option((*path, name), plain, None, required)
     return result
 
 
@@ -266,6 +267,7 @@ def call(command: Callable[..., int], arguments: Sequence[str], prog: str, usage
     for item in taken.rest:
         reject_flag(item.flag, options, prog)
     values = taken.values | _positional(options, [*(("", word) for word in words), *taken.stray], usage)
+    _require_flags(options, values, usage)
     defaults = {name: default for name, _, default in _settings(command) if default is not inspect.Parameter.empty}
     return command(**defaults | _changes(defaults, values))
 
@@ -288,6 +290,14 @@ def _positional(options: Mapping[str, Option], found: list[tuple[str, str]], usa
     if found:
         reject_word(*found[0], options, f"usage: {usage}")
     return values
+
+
+def _require_flags(options: Mapping[str, Option], values: Mapping[tuple[str, ...], Any], usage: str) -> None:
+    """Raise an `InputError` if a flag without a default is not given."""
+    for flag, option in options.items():
+        if option.required and option.path not in values:
+            one_of = typing.get_origin(option.hint) is Literal
+            raise InputError(f"{flag} is missing; {f'give {describe(option.hint)}' if one_of else f'usage: {usage}'}")
 
 
 def print_help(target: Any, prog: str, **default: Any) -> NoReturn:

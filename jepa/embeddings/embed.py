@@ -108,9 +108,10 @@ def summary(shards: FeatureShards, out: Path, listing: Path, seconds: float) -> 
     images = shards.images
     new = len(images) - shards.reused
     counts = counts_text({name: len(dataset) for name, dataset in images.splits.items()})
+    speed = f" ({new / seconds:,.0f} images/s)" if new else ""
     lines = [
-        f"{len(shards):,} images of {images.name} ({counts}), {images.model.dim} values each, in {seconds:.0f} s "
-        f"({new / seconds:,.0f} images/s)",
+        f"{len(shards):,} images of {images.name} ({counts}), {images.model.dim} values each, "
+        f"in {seconds:.0f} s{speed}",
         f"features: {', '.join(map(str, (out, *companions(out))))}",
     ]
     if shards.restarted:

@@ -57,10 +57,11 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
 
 
 def _unreadable(path: Path, error: Exception | str) -> InputError:
-    reason = printable(" ".join(str(error).split())[:200]).rstrip(".") or type(error).__name__
+    reason = printable(" ".join(str(error).split())[:200]).rstrip(".")
+    details = f" ({reason})" if " " in reason else ""  # some errors are a number or a single letter
     return InputError(
-        f"the weights {path} are truncated, damaged, or not a file of tensors that PyTorch has saved: {reason}; "
-        "download them again, or save a state_dict with torch.save"
+        f"{path} is not a file of tensors that torch.save or safetensors has written, or it is truncated or damaged"
+        f"{details}; give a run, an exported folder or a checkpoint, or download it again"
     )
 
 
