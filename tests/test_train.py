@@ -30,6 +30,7 @@ from jepa.config import (
 )
 from jepa.config.recipes import RECIPES
 from jepa.config.serialization import flat, from_dict, to_dict
+from jepa.data import Loader
 from jepa.evaluate import evaluate
 from jepa.logger import online_warning
 from jepa.report.text import as_text
@@ -99,6 +100,37 @@ def test_two_processes_are_one(tiny, tmp_path):
         if name.startswith("model."):
             assert torch.allclose(tensor, last(two)[name], atol=2e-5), name
     assert abs(one.metrics()[-1]["loss"] - two.metrics()[-1]["loss"]) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed."), "Killed"),
+        (EOFError(), "EOFError"),
+        (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
+        (ValueError("of a source"), None),
+        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None),
+        (EOFError("Caught EOFError in DataLoader worker process 0."), None),
+    ],
+)
+def test_a_worker_that_ends_saves_and_stops(tiny, tmp_path, monkeypatch, error, reason):
+    """However the end is noticed; errors of a source are raised as they are."""
+    steps = Loader.steps
+
+    def two_steps(self, numbers, broken):
+        for _, batch in zip(range(2), steps(self, numbers, broken), strict=False):
+            yield batch
+        raise error
+
+    monkeypatch.setattr(Loader, "steps", two_steps)
+    if reason is None:
+        with pytest.raises(type(error)) as caught:
+            train(dataclasses.replace(tiny, save_every=100), tmp_path / "run")
+        assert caught.value is error
+    else:
+        with pytest.raises(InputError, match=f"has ended at step 2, perhaps for lack of memory .*{reason}"):
+            train(dataclasses.replace(tiny, save_every=100), tmp_path / "run")
+    assert Run(tmp_path / "run").load()[1]["step"] == 2
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])
