@@ -539,7 +539,7 @@ def hostile_files(lab: Lab, short: bool) -> Iterator[Row]:
         (run.path / name).symlink_to(victim)
     (run.path / "checkpoints" / ".last.safetensors.00.tmp").symlink_to(victim)
     (run.path / "features" / ".trained-0.odd").mkdir()
-    child = lab.command("evaluate", run.path)
+    child = lab.start(lambda: evaluate(run.path))  # without a report, which takes longer than all other trials
     row.add(child.ended(0) or (None if victim.read_text() == "unchanged" else "the target was written to"))
     child = lab.command("train", "--config", run.path / "config.json", "--run", run.path, "--resume", "--steps", 8)
     row.add(child.ended(0, 2) or (None if victim.read_text() == "unchanged" else "the target was written to"))

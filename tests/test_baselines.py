@@ -35,7 +35,8 @@ def few_centroids(monkeypatch):
 
 
 @pytest.mark.usefixtures("few_centroids")
-def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, capsys):
+def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, capsys, short_report):
+    short_report("spectrum")
     run = train(dataclasses.replace(tiny, steps=40), tmp_path / "run").path
     saved_at = []
     for _ in range(2):
@@ -54,7 +55,8 @@ def test_full_adds_the_baselines_and_trains_the_network_once(tiny, tmp_path, cap
     assert "supervised (same architecture)" in (run / "report.html").read_text()
 
 
-def test_full_without_labels_omits_the_baselines(tiny, tmp_path, capsys):
+def test_full_without_labels_omits_the_baselines(tiny, tmp_path, capsys, short_report):
+    short_report("spectrum")
     for split, count in (("train", 40), ("test", 30)):
         write_parquet(tmp_path / "bare" / f"{split}.parquet", toy_images(count)[0])
     run = train(override(tiny, data__source=str(tmp_path / "bare")), tmp_path / "run").path

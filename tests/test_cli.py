@@ -33,7 +33,7 @@ def config_file(tiny, tmp_path) -> str:
     return str(path)
 
 
-def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
+def test_train_evaluate_and_train_again(capsys, config_file, tmp_path, short_report):
     run = str(tmp_path / "run")
     code, out, _ = call(capsys, "train", "--config", config_file, "--run", run, "--steps", "4")
     assert (code, Run.open(run).config.steps) == (0, 4)
@@ -43,6 +43,7 @@ def test_train_evaluate_and_train_again(capsys, config_file, tmp_path):
     assert "raw pixels" in out
     assert not re.search(r"[\r\x1b]", out + err)
     assert "untrained" in out
+    short_report("spectrum")
     code, out, _ = call(capsys, "evaluate", run, "--json")
     assert json.loads(out) == json.loads((tmp_path / "run" / "evaluation.json").read_text())
     code, _, err = call(capsys, "train", "--config", config_file, "--run", run)

@@ -2,9 +2,6 @@
 
 import dataclasses
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -230,10 +227,10 @@ def test_small_steps_decrease_the_energy_with_one_gamma_but_not_with_one_per_fea
 @pytest.mark.parametrize("config", CASES[::2], ids=name)
 def test_each_of_fifty_steps_decreases_the_energy(config):
     with torch.no_grad():
-        for seed in range(200):
+        for seed in range(40):
             torch.manual_seed(seed)
             trunk = EnergyTrunk(dataclasses.replace(config, alpha=0.1 if seed % 2 else 0.03), 32, 50, 4).double()
-            energy = trunk.energies(torch.randn(1, 16, 32, dtype=torch.float64)).total
+            energy = trunk.energies(torch.randn(5, 16, 32, dtype=torch.float64)).total
             assert (energy[1:] < energy[:-1]).all()
 
 
@@ -372,53 +369,3 @@ def test_messages_about_invalid_settings_are_one_sentence(settings, message):
         Config(data=DataConfig(image_size=32), backbone=EnergyConfig(**({"patch": 8} | settings)))
     assert message in str(caught.value)
     assert "\n" not in str(caught.value)
-
-
-# Several processes
-
-TRAIN = """
-import os, sys, torch, torch.distributed as dist
-from torch.distributed.fsdp import fully_shard
-from torch.nn.parallel import DistributedDataParallel
-from jepa.backbones.energy_transformer import EnergyTrunk
-from jepa.config import EnergyConfig
-
-wrapper, path = sys.argv[1:]
-dist.init_process_group("gloo")
-torch.manual_seed(0)
-trunk = EnergyTrunk(EnergyConfig(learn_alpha=True, learn_beta=True), 16, 3, 2).double()
-x, valid = torch.randn(4, 6, 16, dtype=torch.float64), torch.rand(4, 6) < 0.7
-rank, world_size = dist.get_rank(), dist.get_world_size()
-local = slice(rank * 4 // world_size, (rank + 1) * 4 // world_size)
-model = DistributedDataParallel(trunk) if wrapper == "ddp" else fully_shard(trunk)
-optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-for _ in range(2):
-    optimizer.zero_grad()
-    model(x[local], valid[local]).square().sum((1, 2)).mean().backward()
-    optimizer.step()
-weights = [getattr(parameter, "full_tensor", lambda: parameter)() for parameter in trunk.parameters()]
-if rank == 0:
-    torch.save(weights, path)
-dist.barrier()
-os._exit(0)  # gloo threads sometimes crash at exit
-"""
-
-
-def test_two_processes_with_ddp_or_fsdp_equal_one(tmp_path):
-    (tmp_path / "train.py").write_text(TRAIN)
-    results = {}
-    for wrapper, count in (("ddp", 1), ("ddp", 2), ("fsdp", 2)):
-        saved = tmp_path / f"{wrapper}{count}.pt"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
-        result = subprocess.run(
-            [*command, str(tmp_path / "train.py"), wrapper, str(saved)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
-        results[wrapper, count] = torch.load(saved)
-    for other in (("ddp", 2), ("fsdp", 2)):
-        for one, two in zip(results["ddp", 1], results[other], strict=True):
-            assert torch.allclose(one, two, rtol=1e-10), other

@@ -73,7 +73,8 @@ def archive(tmp_path) -> Path:
         ("archive", "source", ["--backbone.size", "32x2x2", "--objective.predictor", "16x1x2"]),
     ],
 )
-def test_a_part_in_one_file_trains_and_is_evaluated(tmp_path, toy_source, archive, file, kind, flags, capsys):
+def test_a_part_in_one_file_trains_and_is_evaluated(tmp_path, toy_source, archive, file, kind, flags, short_report):
+    short_report("spectrum")
     code, run = EXTENSIONS / f"{file}.py", tmp_path / "run"
     source = ["--data", str(archive)] if kind == "source" else ["--data", toy_source, "--data.image-size", "16"]
     assert call("train", code, "--run", run, *SMALL, "--data.channels", "3", *source, *flags) == 0
@@ -139,7 +140,8 @@ def test_a_table_refuses_what_is_not_a_part():
         OBJECTIVES.implementation(Nameless())
 
 
-def test_byol_is_a_file(tmp_path, toy_source, capsys):
+def test_byol_is_a_file(tmp_path, toy_source, capsys, short_report):
+    short_report("spectrum")
     run, code = tmp_path / "run", ROOT / "examples" / "byol.py"
     assert len(code.read_text().splitlines()) < 100
     flags = ("--data", toy_source, "--data.image-size", "16", "--data.channels", "3", "--backbone", "vit")
@@ -171,8 +173,9 @@ def test_two_crops_of_one_step_differ_and_its_loss_is_that_of_the_paper(tiny):
     assert torch.allclose(objective([first, second])["loss"], expected, atol=1e-5)
 
 
-def test_code_is_run_only_when_it_is_given(tmp_path, toy_source, capsys):
+def test_code_is_run_only_when_it_is_given(tmp_path, toy_source, capsys, short_report):
     """A run of a user's file is opened with that file, and with a changed one only on request."""
+    short_report("spectrum")
     code, run = tmp_path / "method.py", tmp_path / "run"
     shutil.copy(EXTENSIONS / "autoencoder.py", code)
     flags = ("--data", toy_source, "--data.image-size", "16", "--data.channels", "3", "--backbone.size", "32x2x2")
@@ -207,7 +210,8 @@ def test_a_damaged_record_of_the_code_is_one_sentence(values, tmp_path):
         user_code_module.check_code_loaded(values, tmp_path / "config.json")
 
 
-def test_runs_of_a_file_are_compared_without_it(tmp_path, toy_source, capsys):
+def test_runs_of_a_file_are_compared_without_it(tmp_path, toy_source, short_report):
+    short_report("spectrum")
     code, run = EXTENSIONS / "autoencoder.py", tmp_path / "run"
     flags = ("--data", toy_source, "--data.image-size", "16", "--data.channels", "3", "--backbone.size", "32x2x2")
     assert call("train", code, "--run", run, *SMALL, *flags) == 0

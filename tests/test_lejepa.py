@@ -1,10 +1,6 @@
 """LeJEPA: views, loss, invalid settings, and several processes."""
 
 import dataclasses
-import os
-import runpy
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -167,67 +163,3 @@ def test_settings_are_flags():
     arguments = parse_train_arguments(["lejepa-cifar10", "--objective.local-size", "None"], lambda *_: None)
     assert arguments.config.objective.local_size is None
     assert arguments.config.objective.supervised_crop() == arguments.config.objective.global_crop
-
-
-# Several processes
-
-TRAIN = """
-import os, sys, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from jepa.config import *
-from jepa.data import Batch
-from jepa.distributed import rank, sync_batchnorm, world_size
-from jepa.rng import Rng
-from jepa.runs import fresh_objective
-
-OBJECTIVES = (
-    LeJepaConfig(slices=16, hidden=24, projection=8, num_local=3, local_size=8, sigreg=0.3),
-    MAEConfig(decoder="16x1x2"),
-)
-
-def trained(config):
-    config = Config(
-        batch_size=8, backbone=ViTConfig(size="32x2x2", patch=4), objective=config,
-        data=DataConfig(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3),
-    )
-    objective = fresh_objective(config).double()
-    sync_batchnorm(objective)
-    images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    positions = torch.arange(rank() * 8 // world_size(), (rank() + 1) * 8 // world_size())
-    objective.train()
-    model = DistributedDataParallel(objective, broadcast_buffers=False) if world_size() > 1 else objective
-    optimizer = torch.optim.SGD(objective.parameters(), lr=0.05)
-    for step in range(2):
-        inputs = objective.sample(Batch(images[positions], None, positions), Rng(0, step, positions))
-        inputs = type(inputs)(*(x.double() if x.is_floating_point() else x for x in inputs))
-        optimizer.zero_grad()
-        model(inputs)["loss"].backward()
-        optimizer.step()
-    return objective.state_dict()
-
-if __name__ == "__main__":
-    dist.init_process_group("gloo")
-    states = [trained(config) for config in OBJECTIVES]
-    if rank() == 0:
-        torch.save(states, sys.argv[1])
-    dist.barrier()
-    os._exit(0)  # gloo threads sometimes crash at exit
-"""
-
-
-def test_two_processes_equal_one(tmp_path):
-    """LeJEPA and the masked autoencoder, in one launch."""
-    script, saved = tmp_path / "train.py", tmp_path / "states.pt"
-    script.write_text(TRAIN)
-    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    result = subprocess.run(
-        [*launch, str(script), str(saved)], capture_output=True, text=True, check=False, env=environment
-    )
-    assert result.returncode == 0, result.stderr
-    functions = runpy.run_path(str(script))
-    for config, two in zip(functions["OBJECTIVES"], torch.load(saved), strict=True):
-        one = functions["trained"](config)
-        assert one.keys() == two.keys()
-        for name, tensor in one.items():
-            assert torch.allclose(tensor, two[name], rtol=1e-8, atol=1e-10), name

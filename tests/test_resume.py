@@ -80,18 +80,18 @@ def assert_same(whole: Run, resumed: Run) -> None:
 @pytest.mark.parametrize("name", RECIPES)
 def test_every_recipe(name, toy_source, tmp_path, monkeypatch):
     config = reduced(RECIPES[name](), toy_source)
-    config = dataclasses.replace(config, steps=5, save_every=2, log_every=1, eval_every=0)
+    config = dataclasses.replace(config, steps=3, save_every=2, log_every=1, eval_every=0)
     whole = train(config, tmp_path / "whole")
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
 
 
-@pytest.mark.parametrize("name", ["resnet10t", "convnext_atto", "mobilenetv3_small_050"])
+@pytest.mark.parametrize("name", ["test_resnet", "test_convnext", "mobilenetv3_small_050"])
 @pytest.mark.parametrize("objective", [SaccadeConfig(hidden=16, fixations=FIXATIONS), VICRegConfig(expander=16)])
 def test_convnets_with_and_without_batchnorm(name, objective, tiny, tmp_path, monkeypatch):
     """Their weights are in the channels-last layout, and so must be the moments of the optimizer."""
     objective = dataclasses.replace(objective, fixations=FIXATIONS)
     backbone = ConvNetConfig(name, small_stem=True)
-    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=5)
+    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=3)
     whole = train(config, tmp_path / "whole")
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
 
@@ -99,7 +99,7 @@ def test_convnets_with_and_without_batchnorm(name, objective, tiny, tmp_path, mo
 def test_layers_that_are_fitted_to_images(tiny, tmp_path, monkeypatch):
     objective = SaccadeConfig(hidden=16, patch_codes=1, fixations=FIXATIONS)
     backbone = PlainConvNetConfig(width=8, stages=2, dim=32)
-    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=5)
+    config = override(tiny, data__canvas=32, data__image_size=32, objective=objective, backbone=backbone, steps=3)
     whole = train(config, tmp_path / "whole")
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
 
@@ -118,7 +118,7 @@ def test_two_processes(tiny, tmp_path):
     """With BatchNorm, whose statistics are those of both."""
     config = override(tiny, steps=5, accumulate=2)
     config = override(config, objective=SaccadeConfig(hidden=16, fixations=FIXATIONS), data__canvas=32)
-    config = override(config, backbone=ConvNetConfig("resnet10t", small_stem=True))
+    config = override(config, backbone=ConvNetConfig("test_resnet", small_stem=True))
     (tmp_path / "config.json").write_text(json.dumps(to_dict(config)))
     (tmp_path / "die.py").write_text(DIE_AFTER_SAVING)
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--"]

@@ -1,9 +1,6 @@
 """Saccade JEPA and VICReg: loss terms, teacher, timm backbones, invalid settings, and distributed training."""
 
 import dataclasses
-import os
-import subprocess
-import sys
 
 import pytest
 import torch
@@ -325,73 +322,3 @@ def test_messages_about_invalid_settings_are_one_sentence(tiny, change, message)
 def test_ijepa_rejects_a_convnet(tiny):
     with pytest.raises(InputError, match="masks the input of its encoder, which a convnet does not support"):
         dataclasses.replace(tiny, backbone=ConvNetConfig())
-
-
-# Several processes
-
-TRAIN = """
-import os, sys, torch, torch.distributed as dist
-from torch.nn.parallel import DistributedDataParallel
-from jepa.config import *
-from jepa.backbones import fit_layers
-from jepa.data import Batch
-from jepa.distributed import sync_batchnorm
-from jepa.rng import Rng
-from jepa.runs import fresh_objective
-
-kind, path = sys.argv[1:]
-dist.init_process_group("gloo")
-rank, world_size = dist.get_rank(), dist.get_world_size()
-fixations = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
-objective = {
-    "saccade": SaccadeConfig(
-        hidden=16, inverse=0.5, invariance=0.5, patch_codes=0.5, correlation=0.1, fixations=fixations
-    ),
-    "vicreg": VICRegConfig(expander=16, fixations=fixations),
-}[kind]
-config = Config(
-    batch_size=8, backbone=ConvNetConfig("resnet18", small_stem=True), objective=objective,
-    data=DataConfig(image_size=16, mean=(0.5,) * 3, std=(0.25,) * 3),
-)
-images = torch.randint(0, 256, (8, 3, 16, 16), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-objective = fresh_objective(config)
-fit_layers(objective, images / 255)
-objective.double()
-sync_batchnorm(objective)
-positions = torch.arange(rank * 8 // world_size, (rank + 1) * 8 // world_size)
-objective.train()
-model = DistributedDataParallel(objective, broadcast_buffers=False)
-optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.01)
-for step in range(2):
-    inputs = objective.sample(Batch(images[positions], None, positions), Rng(0, step, positions))
-    inputs = inputs._replace(context=inputs.context.double(), target=inputs.target.double())
-    optimizer.zero_grad()
-    model(inputs)["loss"].backward()
-    optimizer.step()
-    objective.after_step(0.5)
-if rank == 0:
-    torch.save(objective.state_dict(), path)
-dist.barrier()
-os._exit(0)  # gloo threads sometimes crash at exit
-"""
-
-
-@pytest.mark.parametrize("kind", ["saccade", "vicreg"])
-def test_two_processes_equal_one_with_batchnorm(tmp_path, kind):
-    (tmp_path / "train.py").write_text(TRAIN)
-    results = []
-    for count in (1, 2):
-        saved = tmp_path / f"{count}.pt"
-        command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", "--"]
-        result = subprocess.run(
-            [*command, str(tmp_path / "train.py"), kind, str(saved)],
-            capture_output=True,
-            text=True,
-            check=False,
-            env=os.environ | {"OMP_NUM_THREADS": "1"},
-        )
-        assert result.returncode == 0, result.stderr
-        results.append(torch.load(saved))
-    assert results[0].keys() == results[1].keys()
-    for name, one in results[0].items():
-        assert torch.allclose(one, results[1][name], rtol=1e-8, atol=1e-10), name

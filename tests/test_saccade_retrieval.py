@@ -143,12 +143,12 @@ def test_too_few_images_for_retrieval_are_reported(tiny, tmp_path):
 
 def test_vicreg_is_evaluated_without_a_predictor(tiny, tmp_path):
     fixations = FixationConfig(view_fraction=0.6, shift=0.4, rotation=10)
-    backbone = ConvNetConfig("resnet18", small_stem=True)
+    backbone = ConvNetConfig("test_resnet", small_stem=True)
     config = dataclasses.replace(tiny, objective=VICRegConfig(expander=16, fixations=fixations), backbone=backbone)
     result = evaluate(train(config, tmp_path / "run").path)
     assert list(result["saccades"]) == ["movement_r2", "averaged_fixations"]
     assert "context" not in result
-    assert jepa.load(str(tmp_path / "run")).embed(torch.rand(2, 3, 16, 16)).shape == (2, 512)
+    assert jepa.load(str(tmp_path / "run")).embed(torch.rand(2, 3, 16, 16)).shape == (2, 96)
     text = as_text(result, "RUN")
     assert "trained " in text
     assert "target encoder" not in text

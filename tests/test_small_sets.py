@@ -24,7 +24,8 @@ def write_classes(path, classes: int, size: int, seed: int) -> None:
 @pytest.mark.parametrize(
     ("classes", "size", "has_test_split"), [(2, 20, True), (3, 47, False), (4, 150, True), (5, 300, False)]
 )
-def test_small_sets_are_evaluated(classes, size, has_test_split, tiny, tmp_path):
+def test_small_sets_are_evaluated(classes, size, has_test_split, tiny, tmp_path, short_report):
+    short_report("classes")
     write_classes(tmp_path / "small" / "train.parquet", classes, size, seed=0)
     if has_test_split:
         write_classes(tmp_path / "small" / "test.parquet", classes, size // 2, seed=1)
