@@ -370,7 +370,7 @@ def finetune() -> Config:
 
     Command: jepa train finetune --init RUN --data PATH/TO/FOLDER
     Time: two minutes on two cores for the encoders of ijepa-cifar10 and saccade-cifar10
-    Result: 62.7 ± 0.5 with 10% of the labels from ijepa-cifar10 (200 steps; linear probe 60.4, from scratch 53.4)
+    Result: 68.7 ± 0.2 with all labels from ijepa-cifar10 (400 steps; linear probe 63.5, from scratch 61.2)
     """
     return Config(
         name="finetune",
