@@ -188,7 +188,7 @@ def test_bf16_is_close_to_fp32():
         assert (exact - rounded).norm() < 0.03 * exact.norm() + 1e-6
 
 
-@pytest.mark.parametrize("config", CASES[::2], ids=name)
+@pytest.mark.parametrize("config", [CASES[0], CASES[6]], ids=name)
 def test_a_compiled_trunk_has_the_same_gradients(config):
     trunk = EnergyTrunk(config, 16, 3, 2)
     x, valid = torch.randn(2, 6, 16), torch.rand(2, 6) < 0.8

@@ -82,6 +82,7 @@ def test_every_recipe(name, toy_source, tmp_path, monkeypatch):
     config = reduced(RECIPES[name](), toy_source)
     config = dataclasses.replace(config, steps=3, save_every=2, log_every=1, eval_every=0)
     whole = train(config, tmp_path / "whole")
+    assert all(torch.isfinite(tensor).all() for tensor in last(whole).values())
     assert_same(whole, interrupted_and_resumed(config, tmp_path / "resumed", monkeypatch))
 
 
