@@ -269,8 +269,8 @@ def kill_in_save(stage: str) -> None:
 
 def kills(lab: Lab, short: bool) -> Iterator[Row]:
     """Kill a run again and again, and compare its end with that of a run that was never killed."""
-    at_random, in_saves, steps = (2, 5, 150) if short else (35, 15, STEPS)
-    config = Config(**{**vars(lab.config), "steps": steps, "save_every": SAVE_EVERY, "eval_every": 0})
+    at_random, in_saves, steps, save_every = (2, 5, 40, 5) if short else (35, 15, STEPS, SAVE_EVERY)
+    config = Config(**{**vars(lab.config), "steps": steps, "save_every": save_every, "eval_every": 0})
     whole = Run(lab.in_child(lambda: train(config, lab.root / "runs" / "whole"), "whole"))
     run = Run(lab.root / "runs" / "killed")
     row = Row("SIGKILL, some of them during a save", "readable, resumed, bitwise as if never killed")
@@ -287,7 +287,7 @@ def kills(lab: Lab, short: bool) -> Iterator[Row]:
 
         child = lab.start(resume)
         if not stage or not run.checkpoint().exists():
-            wait_for_steps(run, lab.random.randint(3, 40), child)
+            wait_for_steps(run, lab.random.randint(3, 2 * save_every), child)
             os.kill(child.pid, signal.SIGKILL)
         problem = child.ended(-signal.SIGKILL)
         if run.checkpoint().exists():
