@@ -19,7 +19,7 @@ from jepa.objectives.supervised import Supervised, draw_labeled
 
 __all__ = ["initialize", "lr_scales"]
 
-PROBE_IMAGES = 10_000  # with which the head is fitted before a short fine-tuning
+MIN_PROBE_IMAGES, MAX_PROBE_IMAGES = 10_000, 50_000  # with which the head is fitted, if there are as many
 
 
 def initialize(objective: Objective, config: Config, dataset: ImageDataset, indices: Tensor) -> str | None:
@@ -35,7 +35,7 @@ def initialize(objective: Objective, config: Config, dataset: ImageDataset, indi
         notes.append(load_pretrained(objective, read_pretrained(config.init)))
     if isinstance(config.objective, SupervisedConfig) and config.objective.head == "probe":
         assert isinstance(objective, Supervised)
-        count = max(PROBE_IMAGES, config.steps * config.batch_size)
+        count = min(max(MIN_PROBE_IMAGES, config.steps * config.batch_size), MAX_PROBE_IMAGES)
         notes.append(fit_head(objective, dataset, indices, count, config.seed))
     return "; ".join(notes) or None
 
@@ -43,7 +43,8 @@ def initialize(objective: Objective, config: Config, dataset: ImageDataset, indi
 def fit_head(objective: Supervised, dataset: ImageDataset, indices: Tensor, count: int, seed: int) -> str:
     """Set the head to a linear probe of the features of the training images, as LP-FT does (arXiv 2202.10054).
 
-    If there are more than `count` images, a random part of them is used: features of all can take longer than training.
+    If there are more than `count` images, a random part of them is used: the features of all can take longer than the
+    training, and more memory than there is.
     """
     assert dataset.labels is not None
     chosen = draw_labeled(dataset.labels, indices, min(1.0, count / len(indices)), seed)

@@ -301,21 +301,7 @@ def stopped_loading(error: Exception, step: int, steps: int, received_signal: in
         return Interrupted(f"stopped at step {step} of {steps}", received_signal)
     if isinstance(error, InputError):
         return InputError(f"{error}; the run is saved at step {step}, --resume continues it")
-    if worker_has_ended(error):
-        return InputError(
-            f"a process that decodes images has ended at step {step}, perhaps for lack of memory "
-            f"({str(error) or type(error).__name__}); the run is saved, continue it with --resume, perhaps with fewer "
-            "--data.workers"
-        )
     return error
-
-
-def worker_has_ended(error: Exception) -> bool:
-    """Return whether DataLoader raised an error because a worker has ended, not because of an error in it."""
-    if str(error).startswith("Caught "):
-        return False
-    while_receiving = isinstance(error, (EOFError, ConnectionError))  # of images, before DataLoader sees the reason
-    return while_receiving or (isinstance(error, RuntimeError) and "worker" in str(error))
 
 
 def evaluate(step: int, objective: Objective, data: TrainingData, logger: TrainingLogger) -> None:

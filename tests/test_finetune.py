@@ -216,9 +216,10 @@ def test_the_head_starts_as_the_linear_probe(run, tmp_path):
     assert result["head"]["accuracy"] == pytest.approx(linear_probe(*features)[0], abs=0.01)
 
 
-@pytest.mark.parametrize(("steps", "count"), [(1, "(29|30|31)"), (5, "(39|40|41)")])
+@pytest.mark.parametrize(("steps", "count"), [(1, "(29|30|31)"), (5, "(39|40|41)"), (8, "(49|50|51)")])
 def test_the_head_is_fitted_to_as_many_images_as_training_sees(run, steps, count, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr("jepa.initialization.PROBE_IMAGES", 30)
+    monkeypatch.setattr("jepa.initialization.MIN_PROBE_IMAGES", 30)
+    monkeypatch.setattr("jepa.initialization.MAX_PROBE_IMAGES", 50)
     config = override(run.config, objective=SupervisedConfig(head="probe"), init=str(run.path), steps=steps)
     train(config, tmp_path / "part")
     assert re.search(rf"starts as a linear probe of {count} of 72 images", capsys.readouterr().err)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.data import DataLoader
 
 import jepa
 from jepa import distributed
@@ -29,7 +30,6 @@ from jepa.config import (
     with_backbone,
 )
 from jepa.config.serialization import flat, from_dict, to_dict
-from jepa.data import Loader
 from jepa.evaluate import evaluate
 from jepa.logger import online_warning
 from jepa.report.text import as_text
@@ -100,28 +100,39 @@ def test_two_processes_are_one(tiny, tmp_path):
         (EOFError(), "EOFError"),
         (ConnectionResetError(104, "Connection reset by peer"), "Connection reset by peer"),
         (ValueError("of a source"), None),
-        (RuntimeError("Caught RuntimeError in DataLoader worker process 0."), None),
+        (RuntimeError("a source has lost its worker"), None),
         (EOFError("Caught EOFError in DataLoader worker process 0."), None),
     ],
 )
 def test_a_worker_that_ends_saves_and_stops(tiny, tmp_path, monkeypatch, error, reason):
-    """However the end is noticed; errors of a source are raised as they are."""
-    steps = Loader.steps
+    """However its end is noticed; errors of a source are raised as they are."""
 
-    def two_steps(self, numbers, broken):
-        for _, batch in zip(range(2), steps(self, numbers, broken), strict=False):
-            yield batch
-        raise error
+    class EndingLoader(DataLoader):
+        def __iter__(self):
+            for _, chunk in zip(range(2), super().__iter__(), strict=False):
+                yield chunk
+            raise error
 
-    monkeypatch.setattr(Loader, "steps", two_steps)
-    if reason is None:
-        with pytest.raises(type(error)) as caught:
-            train(dataclasses.replace(tiny, save_every=100), tmp_path / "run")
-        assert caught.value is error
+    monkeypatch.setattr("jepa.data.workers.DataLoader", EndingLoader)
+    config = override(tiny, save_every=100, data__cache_gb=0.0, data__workers=1)
+    with pytest.raises(InputError if reason else type(error)) as caught:
+        train(config, tmp_path / "run")
+    if reason:
+        assert re.search(f"has ended, perhaps for lack of memory .*{reason}.* is saved at step 2", str(caught.value))
     else:
-        with pytest.raises(InputError, match=f"has ended at step 2, perhaps for lack of memory .*{reason}"):
-            train(dataclasses.replace(tiny, save_every=100), tmp_path / "run")
+        assert caught.value is error
     assert Run(tmp_path / "run").load()[1]["step"] == 2
+
+
+def test_an_error_of_a_source_without_workers_is_raised_as_it_is(tiny, tmp_path, monkeypatch):
+    """A source may lose its connection, which is not the end of a worker."""
+
+    def read(*_, **__):
+        raise ConnectionResetError(104, "Connection reset by peer")
+
+    monkeypatch.setattr("jepa.data.dataset.ImageDataset.read", read)
+    with pytest.raises(ConnectionResetError):
+        train(override(tiny, data__mean=(0.5,) * 3, data__std=(0.2,) * 3), tmp_path / "run")
 
 
 @pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM])

@@ -296,8 +296,9 @@ def _require_flags(options: Mapping[str, Option], values: Mapping[tuple[str, ...
     """Raise an `InputError` if a flag without a default is not given."""
     for flag, option in options.items():
         if option.required and option.path not in values:
-            one_of = typing.get_origin(option.hint) is Literal
-            raise InputError(f"{flag} is missing; {f'give {describe(option.hint)}' if one_of else f'usage: {usage}'}")
+            is_choice = typing.get_origin(option.hint) is Literal
+            how = f"give {describe(option.hint)}" if is_choice else f"usage: {usage}"
+            raise InputError(f"{flag} is missing; {how}")
 
 
 def print_help(target: Any, prog: str, **default: Any) -> NoReturn:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jepa.config.errors import stop_signals
+from jepa.config.errors import InputError, stop_signals
 from jepa.data.dataset import DecodedBatch, ImageDataset, cores
 
 __all__ = ["auto_workers", "read_ahead"]
@@ -40,7 +40,8 @@ def auto_workers(device: torch.device) -> int:
 def read_ahead(dataset: ImageDataset, batches: Iterable[Tensor], workers: int) -> Iterator[DecodedBatch]:
     """Yield the decoded images of each batch of indices (B,), in order.
 
-    Images are decoded in the calling process if `workers` is 0 or all images are cached.
+    Images are decoded in the calling process if `workers` is 0 or all images are cached. Raises `InputError` if a
+    worker ends, for example because it is killed for lack of memory.
     """
     if workers == 0 or (dataset.cache is not None and dataset.cache.complete):
         yield from map(dataset.read, batches)
@@ -64,13 +65,29 @@ def read_ahead(dataset: ImageDataset, batches: Iterable[Tensor], workers: int) -
         multiprocessing_context="fork" if "fork" in multiprocessing.get_all_start_methods() else None,
     )
     with unchanged_child_handler():
-        decoded = iter(loader)
+        decoded = received(iter(loader))
     while (first := next(decoded, None)) is not None:
         chunks = [first, *islice(decoded, num_chunks.popleft() - 1)]
         unreadable = {index: reason for chunk in chunks for index, reason in chunk.unreadable.items()}
         dataset.unreadable |= unreadable
         pixels, indices = torch.cat([chunk.pixels for chunk in chunks]), torch.cat([chunk.indices for chunk in chunks])
         yield DecodedBatch(pixels, indices, unreadable)
+
+
+def received(chunks: Iterator[DecodedBatch]) -> Iterator[DecodedBatch]:
+    """Yield the chunks that workers send. Errors of a dataset in a worker are raised as they are."""
+    try:
+        yield from chunks
+    except (RuntimeError, EOFError, ConnectionError) as error:
+        in_worker = str(error).startswith("Caught ")
+        # a worker that ends while it sends a chunk breaks the connection before DataLoader notices its end
+        if in_worker or (isinstance(error, RuntimeError) and not str(error).startswith("DataLoader worker")):
+            raise
+        reason = str(error) or type(error).__name__
+        raise InputError(
+            f"a process that decodes images has ended, perhaps for lack of memory ({reason}); "
+            "free some memory, or train with fewer --data.workers"
+        ) from error
 
 
 class _DecodeChunk(Dataset[DecodedBatch]):
